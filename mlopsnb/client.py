@@ -1,0 +1,117 @@
+"""A client of the Open Inference Protocol v2 that speaks in arrays. What users call is `Deployment.predict`.
+
+Protocol: https://github.com/kserve/open-inference-protocol
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Self
+
+from mlopsnb.errors import DeployError, UserError
+from mlopsnb.extras import need
+from mlopsnb.records import Signature, TensorSpec
+from mlopsnb.tensors import arrange
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+
+    Arrays = Mapping[str, np.ndarray[Any, Any]]
+
+_SECONDS = 60.0
+_READY_SECONDS = 2.0
+
+
+class Client:
+    """One endpoint: *address* is `http://HOST:PORT`, or `unix:PATH` of a server's own socket."""
+
+    def __init__(self, address: str, model: str) -> None:
+        httpx = need("httpx", extra="deploy")
+        self.address = address
+        self.model = model
+        self._signature: Signature | None = None
+        self._errors = (httpx.TransportError,)
+        path = address.removeprefix("unix:")
+        self._http = httpx.Client(
+            base_url="http://localhost" if path != address else address,
+            transport=httpx.HTTPTransport(uds=path, retries=1)
+            if path != address
+            else httpx.HTTPTransport(retries=1),
+            timeout=_SECONDS,
+            trust_env=False,  # a proxy is never between us and our own machine or cluster
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def is_ready(self) -> bool:
+        """Say whether the model is ready; a server that does not answer is not."""
+        try:
+            return bool(self._http.get("/v2/health/ready", timeout=_READY_SECONDS).status_code == 200)
+        except self._errors:
+            return False
+
+    @property
+    def signature(self) -> Signature:
+        """The signature that the server states; asked for once."""
+        if self._signature is None:
+            self._signature = _signature(json.loads(self._request("GET", f"/v2/models/{self.model}")))
+        return self._signature
+
+    def predict(self, x: object) -> dict[str, np.ndarray[Any, Any]]:
+        """Arrange *x* as the model's inputs and return the outputs by name."""
+        return self.infer(arrange(x, self.signature))
+
+    def infer(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
+        """Send named arrays and return the outputs by name."""
+        from mlopsnb.serving import v2
+        from mlopsnb.serving.errors import BadRequest
+
+        try:
+            body = v2.encode_request(inputs)
+        except BadRequest as exc:
+            raise UserError(str(exc)) from exc
+        return v2.decode_response(self._request("POST", f"/v2/models/{self.model}/infer", body))
+
+    def _request(self, method: str, path: str, body: bytes | None = None) -> bytes:
+        try:
+            answer = self._http.request(
+                method, path, content=body, headers={"content-type": "application/json"}
+            )
+        except self._errors as exc:
+            raise DeployError(
+                f"{self.model!r} does not answer at {self.address}: {exc}", hint="see .status and .logs()"
+            ) from exc
+        if answer.status_code < 400:
+            return bytes(answer.content)
+        try:
+            told = answer.json()["error"]
+        except (ValueError, KeyError, TypeError):
+            told = answer.text[:300]
+        kind = UserError if answer.status_code < 500 else DeployError
+        raise kind(f"{self.model!r} answered {answer.status_code}: {told}")
+
+
+def _signature(metadata: Mapping[str, Any]) -> Signature:
+    return Signature(
+        inputs=tuple(map(_spec, metadata["inputs"])), outputs=tuple(map(_spec, metadata["outputs"]))
+    )
+
+
+def _spec(tensor: Mapping[str, Any]) -> TensorSpec:
+    from mlopsnb.serving import v2
+
+    dtypes = {datatype: dtype for dtype, datatype in v2.DATATYPES.items()}
+    told = tensor.get("parameters", {})
+    return TensorSpec(
+        name=tensor["name"],
+        dtype=dtypes[tensor["datatype"]],
+        shape=tuple(None if n < 0 else n for n in tensor["shape"]),
+        feature_names=tuple(told.get("feature_names", ())),
+        allow_nan=bool(told.get("allow_nan", False)),
+    )

@@ -1,0 +1,271 @@
+"""The handle on what runs, the same for every target, and the one place where a plan's actions are carried out.
+
+A handle holds no state but a name: everything it says is read from the target when it is asked, so it is as true
+after a kernel restart as before.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mlopsnb import manifest, parity, plugins, rollout
+from mlopsnb.errors import DeployError, MlopsnbError, UserError, nearest
+from mlopsnb.events import step
+from mlopsnb.rollout import Action, Check, Forget, Shift, Start, Stop
+from mlopsnb.settings import settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from mlopsnb.client import Client
+    from mlopsnb.protocols import Target
+    from mlopsnb.records import Release, Revision
+
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_RESTORED = "what served before serves on"
+
+
+def check_name(name: str) -> str:
+    """Return *name* if every target can carry it: a DNS label (RFC 1123), 63 letters, digits and hyphens at most."""
+    if _NAME.fullmatch(name):
+        return name
+    proposed = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:63].strip("-")
+    raise UserError(
+        f"{name!r} cannot name a deployment: lower-case letters, digits and hyphens only, 63 at most",
+        hint=f"for example name={proposed!r}" if proposed else "for example name='my-model'",
+    )
+
+
+def execute(target: Target, name: str, plan: Iterable[Action], *, timeout: float) -> Release:
+    """Carry out *plan* on *target*; on any exception, Ctrl-C included, restore what was there before, and raise it.
+
+    The caller holds the claim on *name*. A second failure, while restoring, is added to the first as a note.
+    """
+    before = target.observe(name)
+    try:
+        for action in plan:
+            _carry_out(target, name, action, timeout)
+    except BaseException as exc:
+        _restore(target, name, before, exc, timeout)
+        raise
+    return target.observe(name)
+
+
+def _carry_out(target: Target, name: str, action: Action, timeout: float) -> None:
+    match action:
+        case Check(revision_id):
+            with step("check") as log:
+                log.result = _check(target.observe(name), revision_id)
+        case Start(revision):
+            with step("start", f"revision {revision.id}") as log:
+                target.apply(name, action, timeout=timeout)
+                log.result = f"revision {revision.id} is ready"
+        case Shift(weights):
+            with step("route") as log:
+                target.apply(name, action, timeout=timeout)
+                log.result = f"{target.observe(name).url} → revision {', '.join(map(str, weights))}"
+        case Stop():
+            target.apply(name, action, timeout=timeout)
+        case Forget():
+            with step("delete") as log:
+                target.apply(name, action, timeout=timeout)
+                log.result = f"{name} is gone"
+
+
+def _check(release: Release, revision_id: int) -> str:
+    """Replay the golden example against the revision and compare with what the original model answered."""
+    from mlopsnb.client import Client
+
+    revision = next(r for r in release.revisions if r.id == revision_id)
+    if revision.package is None:
+        raise DeployError(f"revision {revision_id} has no package to check it with")
+    stored = manifest.read(revision.package)
+    inputs, wanted = manifest.read_example(revision.package)
+    with Client(revision.address, release.name) as client:
+        found = client.infer(inputs)
+    # JSON has one word, null, for all that is not finite.
+    wanted = {k: np.where(np.isfinite(a), a, np.nan) if a.dtype.kind == "f" else a for k, a in wanted.items()}
+    report = parity.compare(wanted, found, tolerance=stored.parity.tolerance if stored.parity else None)
+    if error := parity.failure(report):
+        raise DeployError(
+            f"revision {revision_id} does not answer as the original model did: {error.message}"
+        )
+    return f"answers the golden example as the original did (max error {report.max_abs_error:.2g})"
+
+
+def _restore(target: Target, name: str, before: Release, cause: BaseException, timeout: float) -> None:
+    try:
+        undo = tuple(rollout.restore(target.observe(name), before))
+        if undo:
+            with step("restore") as log:
+                for action in undo:
+                    target.apply(name, action, timeout=timeout)
+                log.result = _RESTORED if before.weights else "nothing was left behind"
+    except Exception as second:  # noqa: BLE001
+        cause.add_note(f"restoring what served before failed too: {second}")
+    else:
+        if before.weights and isinstance(cause, MlopsnbError):
+            cause.add_note(f"{_RESTORED}: revision {max(before.weights)} of {name!r}")
+
+
+class Deployment:
+    """A name on a target. Get one from `deploy`, `get` or `deployments`."""
+
+    def __init__(self, name: str, target: Target, target_name: str) -> None:
+        self.name = name
+        self.target = target_name
+        self._target = target
+        self._client: tuple[int, str, Client] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Deployment {self.name!r} on {self.target}: {self.status}, {self.url or 'no url'}>"
+
+    @property
+    def release(self) -> Release:
+        """What the target says of this name now."""
+        return self._target.observe(self.name)
+
+    @property
+    def url(self) -> str | None:
+        """Where clients send requests, or None if nothing serves."""
+        return self.release.url
+
+    @property
+    def status(self) -> str:
+        """`ready`, `starting`, `stopped` (its process is gone), or `deleted`."""
+        from mlopsnb.client import Client
+
+        release = self.release
+        if not release.revisions:
+            return "deleted"
+        current = rollout.serving(release)
+        if current is None:
+            return "starting" if any(r.state == "starting" for r in release.revisions) else "stopped"
+        with Client(current.address, self.name) as client:
+            return "ready" if client.is_ready() else "not ready"
+
+    @property
+    def revision(self) -> int | None:
+        """The number of the revision that serves, or that served last."""
+        current = self._current(self.release)
+        return current.id if current else None
+
+    @property
+    def model_version(self) -> str | None:
+        """Where the served package came from, such as `models:/fraud/3`."""
+        current = self._current(self.release)
+        return current.source if current else None
+
+    def history(self) -> tuple[Revision, ...]:
+        """Return all revisions that the target still knows, oldest first."""
+        return self.release.revisions
+
+    def predict(self, x: object) -> np.ndarray[Any, Any] | dict[str, np.ndarray[Any, Any]]:
+        """Send *x* to the endpoint and return its answer: an array, or a dict of arrays if the model has several outputs.
+
+        Takes what the model takes: an array, tensor or DataFrame of shape (rows, …), or a dict or tuple of them.
+        Raises `UserError` if the input does not fit the model, `DeployError` if nothing answers.
+        """
+        outputs = self._connect().predict(x)
+        return next(iter(outputs.values())) if len(outputs) == 1 else outputs
+
+    def _connect(self) -> Client:
+        """Return the client of the revision that serves now; a new revision may have another signature."""
+        from mlopsnb.client import Client
+
+        release = self.release
+        current = rollout.serving(release)
+        if current is None or release.url is None:
+            raise self._nothing_serves(release)
+        if self._client is None or self._client[:2] != (current.id, release.url):
+            self._client = (current.id, release.url, Client(release.url, self.name))
+        return self._client[2]
+
+    def _nothing_serves(self, release: Release) -> DeployError:
+        last = self._current(release)
+        if last is None:
+            return DeployError(
+                f"{self.name!r} is not deployed on target {self.target!r}", hint="deploy it first"
+            )
+        lines = self.logs(tail=8, revision=last.id)
+        said = "\n  last lines of its log:\n    " + lines.replace("\n", "\n    ") if lines else ""
+        return DeployError(
+            f"nothing serves {self.name!r}: revision {last.id} has ended{said}", hint="deploy it again"
+        )
+
+    def logs(self, tail: int | None = None, revision: int | None = None) -> str:
+        """Return the log of *revision* (by default the one that serves, or served last): its last *tail* lines, or all."""
+        release = self.release
+        number = revision if revision is not None else (self.revision or 0)
+        if number not in {r.id for r in release.revisions}:
+            known = ", ".join(str(r.id) for r in release.revisions) or "none"
+            raise UserError(f"{self.name!r} has no revision {number}; there are: {known}")
+        lines = list(self._target.logs(self.name, number))
+        return "\n".join(lines[-tail:] if tail else lines)
+
+    def rollback(self) -> Deployment:
+        """Serve the revision before the present one again, as a new revision, without a failed request in between.
+
+        Raises `UserError` if there is none before it.
+        """
+        with self._target.claim(self.name):
+            release = self.release
+            current = self._current(release)
+            before = [r for r in release.revisions if current and r.id < current.id and r.state != "failed"]
+            if not before:
+                raise UserError(
+                    f"{self.name!r} has no revision to roll back to", hint="deploy another version first"
+                )
+            new = replace(
+                before[-1],
+                id=rollout.next_id(release),
+                note=f"rollback to revision {before[-1].id}",
+                created=now(),
+                state="starting",
+                port=None,
+            )
+            execute(self._target, self.name, rollout.rolling(release, new), timeout=settings().timeout)
+        return self
+
+    def delete(self) -> None:
+        """Stop it, let requests in flight end, and remove it with its history and logs."""
+        with self._target.claim(self.name):
+            if self.release.revisions:
+                _carry_out(self._target, self.name, Forget(), settings().timeout)
+
+    def _current(self, release: Release) -> Revision | None:
+        """Return the revision that serves; if none does, the last one that did."""
+        served = [r for r in release.revisions if r.state != "failed"] or list(release.revisions)
+        return rollout.serving(release) or (served[-1] if served else None)
+
+
+def now() -> str:
+    """Return the present time as revisions and packages note it (ISO 8601, UTC)."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def get(name: str, *, target: str | None = None) -> Deployment:
+    """Return the deployment *name*; `UserError` with the nearest name if there is none."""
+    target = settings(target=target).target
+    backend: Target = plugins.create("target", target)
+    if not backend.observe(name).revisions:
+        known = backend.names()
+        raise UserError(
+            f"no deployment named {name!r} on target {target!r}; there are: {', '.join(known) or 'none'}",
+            hint=nearest(name, known) or "deployments() lists those of all targets",
+        )
+    return Deployment(name, backend, target)
+
+
+def deployments(*, target: str | None = None) -> tuple[Deployment, ...]:
+    """Return all deployments of *target*, or of every installed target."""
+    found: list[Deployment] = []
+    for kind in [target] if target else plugins.available("target"):
+        backend: Target = plugins.create("target", kind)
+        found += [Deployment(name, backend, kind) for name in backend.names()]
+    return tuple(found)

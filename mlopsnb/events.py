@@ -1,0 +1,85 @@
+"""Progress as data. The core reports; whoever watches decides how it looks."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Step = Literal["export", "verify", "log", "fetch", "start", "check", "route", "restore", "delete"]
+State = Literal["started", "progress", "succeeded", "failed", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One thing that happened in one step.
+
+    `message` is a short line for people; `fraction` is how much of the step is done (0 to 1), if known.
+    """
+
+    step: Step
+    state: State
+    message: str = ""
+    fraction: float | None = None
+
+
+class Reporter(Protocol):
+    """Anything that can be called with an `Event`."""
+
+    def __call__(self, event: Event, /) -> None:
+        """Take note of *event*; must be quick and must not raise."""
+        ...
+
+
+def _silent(event: Event, /) -> None:
+    """The default: a library stays quiet."""
+
+
+_reporter: ContextVar[Reporter] = ContextVar("mlopsnb_reporter", default=_silent)
+
+
+def report(event: Event) -> None:
+    """Hand *event* to the reporter of the current context."""
+    _reporter.get()(event)
+
+
+@contextmanager
+def reporting_to(reporter: Reporter) -> Iterator[None]:
+    """Send the events of the enclosed block to *reporter*."""
+    token = _reporter.set(reporter)
+    try:
+        yield
+    finally:
+        _reporter.reset(token)
+
+
+def report_progress(step: Step, message: str, fraction: float | None = None) -> None:
+    """Report how far a step that is under way has come."""
+    report(Event(step=step, state="progress", message=message, fraction=fraction))
+
+
+class StepLog:
+    """What `step` yields: say in `result` what the step found or made."""
+
+    def __init__(self) -> None:
+        self.result = ""
+
+
+@contextmanager
+def step(name: Step, message: str = "") -> Iterator[StepLog]:
+    """Report that *name* started, and then that it succeeded (with `.result`), failed or was cancelled."""
+    report(Event(step=name, state="started", message=message))
+    log = StepLog()
+    try:
+        yield log
+    except KeyboardInterrupt:
+        report(Event(step=name, state="cancelled", message="interrupted"))
+        raise
+    except BaseException as exc:
+        report(Event(step=name, state="failed", message=str(exc) or type(exc).__name__))
+        raise
+    report(Event(step=name, state="succeeded", message=log.result))

@@ -1,0 +1,352 @@
+"""The steps in order, each one function from a record to the next: export, log, deploy.
+
+Data goes forward: no step holds the one before it. Steps report `Event`s and print nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import shutil
+import tempfile
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlopsnb import manifest, parity, plugins, rollout
+from mlopsnb.deployment import Deployment, check_name, execute, now
+from mlopsnb.errors import ExportError, MlopsnbError, UnsupportedModel, UserError
+from mlopsnb.events import step
+from mlopsnb.records import Artifact, ModelVersion, Revision, Signature
+from mlopsnb.settings import settings
+from mlopsnb.tensors import read_example, specs_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from mlopsnb.protocols import Bound, Format, Target, Tensors, Tracker
+    from mlopsnb.rollout import Action
+
+_PREFERRED = ("torchscript", "savedmodel")
+"""Formats tried before the others when none is asked for: the fastest to serve of each framework."""
+
+_TRACKER = "mlflow"
+
+
+def export(
+    model: object,
+    example: object,
+    *,
+    format: str | None = None,
+    into: str | Path | None = None,
+    tolerance: float | None = None,
+) -> Artifact:
+    """Export *model* and prove that the export answers as the original does.
+
+    Args:
+        model: a `torch.nn.Module` (in any mode; it is exported in eval mode and left as it was), a Keras
+            model, or a callable `tf.Module`.
+        example: a few rows that the model can predict on: an array, tensor or DataFrame of shape
+            (rows, …), or a dict or tuple of them if the model has several inputs.
+        format: `torchscript`, `torch_export` or `savedmodel`; by default the fastest that fits.
+        into: a directory to make; by default one in the cache, named by the content's digest.
+        tolerance: how much an output may differ, see `mlopsnb.parity`; by default 1e-4 for float32.
+
+    Raises:
+        UnsupportedModel: no format accepts the model.
+        ParityError: the export differs from the original; the message names the output and the place.
+        ExportError: the model cannot be exported, or the disk is full. In every case nothing is kept.
+    """
+    given = read_example(example)
+    name = _pick_format(model, format)
+    fmt: Format = plugins.create("format", name)
+    with _room(into) as draft:
+        files = draft / manifest.MODEL_DIR
+        files.mkdir()
+        with fmt.bind(model, given) as bound:
+            with step("export", name) as log:
+                parity.check_original(bound.predict, bound.inputs)
+                outputs = bound.predict(bound.inputs)
+                signature = _signature(bound, outputs)
+                exported = fmt.export(bound, files)
+                log.result = f"{name}, {_size(files)}"
+            with step("verify") as log:
+                report = parity.prove(
+                    bound.predict,
+                    fmt.load(files, signature),
+                    bound.inputs,
+                    tolerance=tolerance,
+                    notes=exported.notes,
+                )
+                parity.require(report)
+                log.result = (
+                    f"equals the original in {len(report.checks)} checks (max error {report.max_abs_error:.2g}), "
+                    f"{report.exported_ms:.2g} ms against {report.original_ms:.2g} ms"
+                )
+        manifest.write_example(draft, bound.inputs, outputs)
+        made = manifest.Manifest(
+            format=name,
+            signature=signature,
+            files=manifest.file_digests(draft),
+            requirements=exported.requirements,
+            python=platform.python_version(),
+            created=now(),
+            parity=report,
+        )
+        manifest.write(draft, made)
+        return manifest.artifact(_keep(draft, into, made.digest))
+
+
+def _pick_format(model: object, asked: str | None) -> str:
+    if asked is not None:
+        fmt: Format = plugins.create("format", asked)
+        if not fmt.accepts(model):
+            raise UnsupportedModel(model, asked=asked)
+        return asked
+    names = sorted(plugins.available("format"), key=lambda name: (name not in _PREFERRED, name))
+    for name in names:
+        candidate: Format = plugins.create("format", name)
+        if candidate.accepts(model):
+            return name
+    raise UnsupportedModel(model)
+
+
+def _signature(bound: Bound, outputs: Tensors) -> Signature:
+    rows = next(a.shape[0] for a in bound.inputs.values() if a.ndim)
+    named = [specs_of({k: a}, free_rows=a.ndim > 0 and a.shape[0] == rows)[0] for k, a in outputs.items()]
+    return Signature(inputs=specs_of(bound.inputs, feature_names=bound.feature_names), outputs=tuple(named))
+
+
+def _size(directory: Path) -> str:
+    size = float(sum(p.stat().st_size for p in directory.rglob("*") if p.is_file()))
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB"
+
+
+@contextmanager
+def _room(into: str | Path | None) -> Iterator[Path]:
+    """Yield a draft directory beside the place of the package; whatever fails, the draft goes."""
+    if into is not None and Path(into).exists() and (not Path(into).is_dir() or any(Path(into).iterdir())):
+        raise UserError(
+            f"{into} is there already", hint="choose a directory that does not exist yet, or is empty"
+        )
+    parent = Path(into).absolute().parent if into is not None else settings().cache_dir / "artifacts"
+    draft: Path | None = None
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=parent))
+        yield draft
+    except MlopsnbError:
+        raise
+    except Exception as exc:
+        if (reason := _no_room(exc)) is not None:
+            raise ExportError(
+                f"the export cannot be written below {parent}: {reason}; nothing was kept",
+                hint="free some space, give into=, or set MLOPSNB_CACHE_DIR to another disk",
+            ) from exc
+        raise
+    finally:
+        if draft is not None:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def _no_room(exc: BaseException | None) -> str | None:
+    """Return why the file system refused, if it did; frameworks wrap its errors in their own."""
+    while exc is not None:
+        if isinstance(exc, OSError) and exc.errno is not None:
+            return os.strerror(exc.errno)
+        for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+            if os.strerror(number) in str(exc):
+                return os.strerror(number)
+        exc = exc.__cause__ or exc.__context__
+    return None
+
+
+def _keep(draft: Path, into: str | Path | None, digest: str) -> Path:
+    """Move the finished draft to its place in one step; a package that is there already is the same."""
+    place = Path(into).absolute() if into is not None else draft.parent / digest.removeprefix("sha256:")[:16]
+    if into is not None and place.exists():
+        place.rmdir()
+    elif (place / manifest.FILE).exists():
+        manifest.verify(place, manifest.read(place))
+        return place
+    draft.chmod(0o755)
+    try:
+        draft.rename(place)
+    except OSError:
+        if not (place / manifest.FILE).exists():  # else another export of the same content was faster
+            raise
+    return place
+
+
+def log(
+    artifact: Artifact,
+    *,
+    name: str,
+    reference: object = None,
+    metrics: Mapping[str, float] | None = None,
+    params: Mapping[str, object] | None = None,
+    tags: Mapping[str, str] | None = None,
+    alias: str | None = None,
+) -> ModelVersion:
+    """Log *artifact* to MLflow and register it as the next version of *name*.
+
+    The tracking server is the one that MLflow is configured with, else MLflow's local store. The version has
+    the signature, the input example, the environment's lock and the lineage (git commit, notebook, cell,
+    data), and loads with `mlflow.pyfunc.load_model` as well.
+
+    Args:
+        artifact: what `export` returned.
+        name: the registered model's name.
+        reference: the data that the model was trained on (DataFrame, array or dict of arrays); its
+            schema and digest are logged, not its rows.
+        metrics: numbers such as ``{"accuracy": 0.97}``.
+        params: training parameters.
+        tags: tags of the run and the version.
+        alias: an alias to set on the version, such as `champion`.
+
+    Raises:
+        TrackingError: the server does not answer or refuses; no version is registered.
+    """
+    if not isinstance(artifact, Artifact):
+        raise UserError(
+            f"log takes what export returned, found {type(artifact).__name__}", hint="export it first"
+        )
+    tracker: Tracker = plugins.create("tracker", _TRACKER)
+    with step("log", name) as said:
+        version = tracker.log(
+            artifact,
+            name=name,
+            metrics=metrics or {},
+            params=params or {},
+            tags=tags or {},
+            alias=alias,
+            reference=reference,
+        )
+        said.result = f"{version.uri}{f' (alias {alias})' if alias else ''}"
+    return version
+
+
+def deploy(
+    what: object,
+    *,
+    name: str | None = None,
+    example: object = None,
+    reference: object = None,
+    metrics: Mapping[str, float] | None = None,
+    format: str | None = None,
+    target: str | None = None,
+    port: int | None = None,
+    env: Mapping[str, str] | None = None,
+    timeout: float | None = None,
+    dry_run: bool = False,
+) -> Any:
+    """Serve *what* under *name*, running the steps that are missing: export, log, start, check, route.
+
+    The new revision runs beside the old one until it has answered its golden example as the original model
+    did; then it gets the traffic, without a failed request in between. If anything fails, Ctrl-C included,
+    what served before serves on.
+
+    Args:
+        what: a model (give *example*), an `Artifact`, a `ModelVersion`, or a URI: `models:/fraud/3`,
+            `models:/fraud@champion`, `runs:/…`.
+        name: the deployment's name, a DNS label; by default that of the model version.
+        example, format: as for `export`; reference, metrics: as for `log`.
+        target: where to run it: `process` (this machine).
+        port: the port to serve on; by default a free one, kept by later revisions.
+        env: environment variables of the server.
+        timeout: seconds to wait for the new revision to become ready.
+        dry_run: return the actions that would be carried out, and do nothing.
+
+    Returns:
+        The `Deployment`, or with *dry_run* a tuple of actions.
+
+    Raises:
+        DeployError: the target failed or refused; `NotReady` if the model server did not become ready.
+        UserError, ExportError, TrackingError: from the steps before.
+    """
+    chosen = settings(target=target, timeout=timeout)
+    backend: Target = plugins.create("target", chosen.target)
+    name = check_name(name or _name_of(what))
+    draft = Revision(id=0, source="", digest="", created=now(), env=dict(env or {}), port=port)
+    if dry_run:
+        return _plan(backend, name, draft, source=_describe(what))
+    with backend.claim(name), tempfile.TemporaryDirectory(prefix="mlopsnb-") as scratch:
+        version, artifact = _version(
+            what, name=name, example=example, reference=reference, metrics=metrics, format=format
+        )
+        if artifact is None:
+            artifact = _fetch(version, Path(scratch))
+        plan = _plan(backend, name, draft, source=version.uri, artifact=artifact)
+        execute(backend, name, plan, timeout=chosen.timeout)
+    return Deployment(name, backend, chosen.target)
+
+
+def _plan(
+    backend: Target, name: str, draft: Revision, *, source: str, artifact: Artifact | None = None
+) -> tuple[Action, ...]:
+    """Decide what to do, from what runs now. Touches nothing."""
+    present = backend.observe(name)
+    new = replace(
+        draft,
+        id=rollout.next_id(present),
+        source=source,
+        digest=artifact.digest if artifact else "",
+        package=artifact.path if artifact else None,
+    )
+    return tuple(rollout.rolling(present, new))
+
+
+def _version(
+    what: object,
+    *,
+    name: str,
+    example: object,
+    reference: object,
+    metrics: Mapping[str, float] | None,
+    format: str | None,
+) -> tuple[ModelVersion, Artifact | None]:
+    """Return *what* as a model version, and its package if that is on this machine already."""
+    if isinstance(what, ModelVersion):
+        return what, None
+    if isinstance(what, str):
+        tracker: Tracker = plugins.create("tracker", _TRACKER)
+        return tracker.find(what), None
+    if isinstance(what, Artifact):
+        return log(what, name=name, reference=reference, metrics=metrics), what
+    if example is None:
+        _pick_format(what, format)  # a model of no known kind is the first thing to say
+        raise UserError(
+            "a model needs an example to be exported with", hint="deploy(model, example=X_test[:10], …)"
+        )
+    artifact = export(what, example, format=format)
+    return log(artifact, name=name, reference=reference, metrics=metrics), artifact
+
+
+def _fetch(version: ModelVersion, into: Path) -> Artifact:
+    tracker: Tracker = plugins.create("tracker", _TRACKER)
+    with step("fetch", version.uri) as said:
+        artifact = tracker.fetch(version, into / "package")
+        said.result = version.uri
+    return artifact
+
+
+def _name_of(what: object) -> str:
+    if isinstance(what, ModelVersion):
+        return what.name
+    if isinstance(what, str) and what.startswith("models:/"):
+        return what.removeprefix("models:/").partition("/")[0].partition("@")[0]
+    raise UserError("a deployment needs a name", hint="deploy(…, name='fraud')")
+
+
+def _describe(what: object) -> str:
+    if isinstance(what, ModelVersion):
+        return what.uri
+    if isinstance(what, Artifact):
+        return what.digest
+    return what if isinstance(what, str) else f"{type(what).__name__}, not exported yet"

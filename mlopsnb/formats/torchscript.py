@@ -1,0 +1,146 @@
+"""TorchScript: traced, or scripted where a trace is not the whole model.
+
+TorchScript is deprecated upstream and still the fastest way to run a small PyTorch model from Python. Its
+deprecation warnings are kept from users, who can do nothing about them.
+"""
+
+from __future__ import annotations
+
+import linecache
+import warnings
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from mlopsnb import parity
+from mlopsnb.errors import ExportError
+from mlopsnb.extras import need
+from mlopsnb.formats import torch_binding
+from mlopsnb.protocols import Exported
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from mlopsnb.formats.torch_binding import Call
+    from mlopsnb.protocols import Bound, Predict
+    from mlopsnb.records import Signature
+    from mlopsnb.tensors import Example
+
+FILE = "model.pt"
+
+
+class TorchScript:
+    """Format `torchscript`: one file, `model.pt`, as `torch.jit.save` writes it."""
+
+    def accepts(self, model: object) -> bool:
+        """Accept every `torch.nn.Module`, scripted ones too."""
+        return torch_binding.is_module(model)
+
+    def bind(self, model: object, example: Example) -> AbstractContextManager[Bound]:
+        """See `torch_binding.bind`."""
+        return torch_binding.bind(model, example)
+
+    def export(self, bound: Bound, into: Path) -> Exported:
+        """Trace the model; where the trace differs or depends on the data, script it.
+
+        Raises `ParityError` if neither equals the original, `ExportError` if neither can be made.
+        """
+        torch = need("torch", extra="torch")
+        with _quiet():
+            module, note = _capture(bound)
+            with (into / FILE).open("wb") as file:  # a Python file reports a full disk as what it is
+                torch.jit.save(module, file)
+        return Exported(requirements=(f"torch=={torch.__version__}",), notes=(note, *bound.model.notes))
+
+    def load(self, path: Path, signature: Signature) -> Predict:
+        """Load `model.pt` onto the CPU."""
+        torch = need("torch", extra="torch")
+        with _quiet():
+            module = torch.jit.load(str(path / FILE), map_location="cpu").eval()
+        return torch_binding.runner(
+            module, [s.name for s in signature.inputs], [s.name for s in signature.outputs]
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _capture(bound: Bound) -> tuple[Any, str]:
+    torch = need("torch", extra="torch")
+    call: Call = bound.model
+    if isinstance(call.module, torch.jit.ScriptModule):
+        return call.module, "the model was TorchScript already"
+    traced, trace_problem, branches = _trace(bound)
+    if trace_problem is None and not branches:
+        return traced, "captured by tracing"
+    scripted, script_problem = _script(bound)
+    if script_problem is None:
+        why = (
+            f"forward depends on its data ({branches})"
+            if branches
+            else f"the trace differed: {trace_problem}"
+        )
+        return scripted, f"captured by scripting: {why}"
+    if trace_problem is None:
+        return (
+            traced,
+            f"captured by tracing; {branches}, yet the trace equalled the original in every case tried",
+        )
+    if isinstance(trace_problem, ExportError):
+        trace_problem.hint = f"scripting failed too ({script_problem}); try format='torch_export'"
+        raise trace_problem
+    raise ExportError(
+        f"forward can be neither traced ({trace_problem}) nor scripted ({script_problem})",
+        hint="use tensor operations in place of Python ones on the data, or try format='torch_export'",
+    )
+
+
+def _trace(bound: Bound) -> tuple[Any, ExportError | str | None, str]:
+    """Return the trace, what is wrong with it, and where it turned a tensor into a Python value."""
+    torch = need("torch", extra="torch")
+    tensors = tuple(torch_binding.to_tensor(a) for a in bound.inputs.values())
+    with warnings.catch_warnings(record=True) as caught, torch.no_grad():
+        warnings.simplefilter("always")
+        try:
+            traced = torch.jit.trace(bound.model.flat(), tensors, check_trace=False)
+        except ExportError:
+            raise
+        except Exception as exc:  # noqa: BLE001  forward is the user's code and may raise anything
+            return None, _line(exc), ""
+    told = [w for w in caught if issubclass(w.category, torch.jit.TracerWarning)]
+    return traced, _difference(bound, traced), _place(told[0]) if told else ""
+
+
+def _script(bound: Bound) -> tuple[Any, ExportError | str | None]:
+    """Return the scripted module and what is wrong with it."""
+    torch = need("torch", extra="torch")
+    call: Call = bound.model
+    if call.style == "mapping" or not call.prefix:
+        return None, "its inputs cannot be given by position"
+    try:
+        scripted = torch.jit.script(call.module)
+    except Exception as exc:  # noqa: BLE001  the compiler raises many kinds
+        return None, _line(exc)
+    return scripted, _difference(bound, scripted)
+
+
+def _difference(bound: Bound, module: Any) -> ExportError | None:
+    outputs = tuple(bound.predict(bound.inputs))
+    exported = torch_binding.runner(module, tuple(bound.inputs), outputs)
+    return parity.failure(parity.prove(bound.predict, exported, bound.inputs))
+
+
+def _place(warning: warnings.WarningMessage) -> str:
+    """Shorten a tracer warning to what was done to a tensor, and where."""
+    what = str(warning.message).split(" might cause")[0].strip()
+    source = linecache.getline(warning.filename, warning.lineno).strip()
+    return f"{what[:1].lower()}{what[1:]} in line {warning.lineno}{f': {source}' if source else ''}"
+
+
+def _line(exc: BaseException) -> str:
+    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+    return f"{type(exc).__name__}: {lines[0] if lines else ''}"[:300]

@@ -1,0 +1,342 @@
+"""The proof that an export answers as its original does. Compares two callables on named arrays; knows no framework.
+
+An element may differ by ``tolerance * (|original| + rms) + 1e-8``, where `rms` is the root mean square over the
+rows of that position of the output: a value near zero is judged by what its position usually holds, and a small
+output column is not excused by a large one beside it. Whole numbers, booleans and text must be equal. NaN equals NaN.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mlopsnb.errors import ExportError, ParityError
+from mlopsnb.records import ParityCheck, ParityReport
+from mlopsnb.tensors import STRING, dtype_name, rows_of, take_rows
+
+if TYPE_CHECKING:
+    from mlopsnb.protocols import Predict
+
+Array = np.ndarray[Any, Any]
+Arrays = Mapping[str, Array]
+
+TOLERANCE: Mapping[str, float] = {"float16": 1e-2, "float32": 1e-4, "float64": 1e-6}
+"""Default tolerance by the coarsest float type among inputs and output."""
+
+_FLOOR = 1e-8
+_LARGE_BATCH = 64
+_SINGLE_ROWS = 8
+_FLOATS = ("float16", "float32", "float64")
+_INTEGERS = ("uint8", "int16", "int32", "int64")
+_TIMED_SECONDS = 0.25
+_TIMED_CALLS = 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One input that both models are given.
+
+    `required` cases must work in the original; others are left out where the original refuses them.
+    `optional` cases may be refused by the export, which is then noted.
+    """
+
+    name: str
+    inputs: Arrays
+    required: bool = False
+    optional: bool = False
+
+
+def batch_sizes(rows: int) -> tuple[int, ...]:
+    """Return the batch sizes tried for an example of *rows* rows: 1, 2, an odd one, a large one, and its own."""
+    return tuple(sorted({1, 2, 7, _LARGE_BATCH, rows}))
+
+
+def cases(inputs: Arrays) -> Iterator[Case]:
+    """Yield the inputs to compare on: batch sizes, single rows, other values, and the dtypes of the same kind."""
+    rows = rows_of(inputs)
+    yield Case(name=f"the example ({rows} rows)", inputs=inputs, required=True)
+    for size in batch_sizes(rows):
+        if size != rows:
+            yield Case(name=f"batch of {size}", inputs=take_rows(inputs, size), required=True)
+    for row in range(1, min(rows, _SINGLE_ROWS)):
+        single = {k: a[row : row + 1] if a.ndim else a for k, a in inputs.items()}
+        yield Case(name=f"row {row} alone", inputs=single)
+    yield from _other_values(inputs)
+    yield from _other_dtypes(inputs)
+
+
+def _other_values(inputs: Arrays) -> Iterator[Case]:
+    """Values that take the branches the example did not: a trace that baked one in differs on some of them."""
+    rng = np.random.default_rng(0)
+    reversed_rows = {k: a[::-1] if a.ndim else a for k, a in inputs.items()}
+    yield Case(name="rows reversed", inputs=reversed_rows)
+    for name in ("negated", "zeros", "x 100", "x 0.01", "random", "smallest", "largest"):
+        changed = {k: _change(name, a, rng) for k, a in inputs.items()}
+        if any(not np.array_equal(changed[k], a) for k, a in inputs.items()):
+            yield Case(name=f"values {name}", inputs=changed)
+
+
+def _change(how: str, array: Array, rng: np.random.Generator) -> Array:
+    """Return *array* with other values of its own dtype; whole numbers stay within the range they have."""
+    if not array.size or array.dtype.kind == "O":
+        return array
+    if how in ("smallest", "largest"):
+        return np.full_like(array, array.min() if how == "smallest" else array.max())
+    if array.dtype.kind == "b":
+        return ~array if how == "negated" else array
+    if array.dtype.kind in "iu":
+        return rng.permuted(array) if how == "random" else array
+    return _change_floats(how, array, rng)
+
+
+def _change_floats(how: str, array: Array, rng: np.random.Generator) -> Array:
+    factors = {"negated": -1.0, "zeros": 0.0, "x 100": 100.0, "x 0.01": 0.01}
+    values = array.astype("float64")
+    with np.errstate(over="ignore", invalid="ignore"):
+        if how in factors:
+            return (values * factors[how]).astype(array.dtype)
+        center, spread = float(np.nanmean(values)), float(np.nanstd(values)) or 1.0
+        return np.asarray(rng.normal(center, spread, size=array.shape)).astype(array.dtype)
+
+
+def _other_dtypes(inputs: Arrays) -> Iterator[Case]:
+    for family, kinds in ((_FLOATS, "f"), (_INTEGERS, "iu")):
+        current = {a.dtype.name for a in inputs.values() if a.dtype.kind in kinds}
+        for dtype in family if current else ():
+            if current == {dtype}:
+                continue
+            with np.errstate(over="ignore"):
+                cast = {k: a.astype(dtype) if a.dtype.kind in kinds else a for k, a in inputs.items()}
+            if all(np.allclose(cast[k], a, rtol=1e-2) for k, a in inputs.items() if a.dtype.kind in kinds):
+                yield Case(name=f"dtype {dtype}", inputs=cast, optional=True)
+
+
+def check_original(original: Predict, inputs: Arrays) -> None:
+    """Raise `ParityError` if the original is random, or takes only the batch size of the example.
+
+    Such a model cannot be compared, nor served: its answer would depend on chance or on its neighbours.
+    """
+    try:
+        first, second = original(inputs), original(inputs)
+    except ExportError:
+        raise
+    except Exception as exc:
+        shapes = ", ".join(f"{k} {a.dtype}{list(a.shape)}" for k, a in inputs.items())
+        raise ExportError(
+            f"the model fails on the example ({shapes}): {_short(exc)}",
+            hint="give rows as the model takes them, the first axis counting rows",
+        ) from exc
+    for check in _compare("the example", first, second, _coarsest(inputs), None):
+        if not check.equal:
+            raise ParityError(
+                f"the original model is not deterministic: two runs on the same example differ in output "
+                f"{check.output!r} by up to {check.max_abs_error:.3g}",
+                hint="is dropout left on in forward (F.dropout needs training=self.training)? Seed or remove the noise",
+            )
+    rows = rows_of(inputs)
+    follows = {k for k, a in first.items() if a.ndim and a.shape[0] == rows}
+    for size in batch_sizes(rows):
+        try:
+            outputs = original(take_rows(inputs, size))
+        except Exception as exc:
+            raise ParityError(
+                f"the original model bakes in the batch size: it takes {rows} rows but fails on {size}: {_short(exc)}",
+                hint="let forward read the number of rows from its input (x.shape[0], or -1 in a reshape)",
+            ) from exc
+        bad = [k for k in follows if not outputs[k].ndim or outputs[k].shape[0] != size]
+        if bad:
+            raise ParityError(
+                f"the original model bakes in the batch size: {size} rows in, but output {bad[0]!r} has shape "
+                f"{list(outputs[bad[0]].shape)}",
+                hint="the first axis of every output must follow the rows of the input",
+            )
+
+
+def prove(
+    original: Predict,
+    exported: Predict,
+    inputs: Arrays,
+    *,
+    tolerance: float | None = None,
+    notes: tuple[str, ...] = (),
+) -> ParityReport:
+    """Compare *exported* with *original* on all `cases` of *inputs* and time both on the example.
+
+    Returns the report whether or not they agree; `require` raises for one that does not.
+    *tolerance* replaces the default of the dtype.
+    """
+    checks: list[ParityCheck] = []
+    refused: list[str] = []
+    for case in cases(inputs):
+        try:
+            wanted = original(case.inputs)
+        except Exception as exc:
+            if case.required:
+                raise ParityError(f"the original model fails on {case.name}: {_short(exc)}") from exc
+            continue
+        try:
+            found = exported(case.inputs)
+        except Exception as exc:  # noqa: BLE001  a model may raise anything, and a refusal is a finding here
+            if case.optional:
+                refused.append(case.name.removeprefix("dtype "))
+            else:
+                checks.append(_refused(case, exc))
+            continue
+        checks += _compare(case.name, wanted, found, _coarsest(case.inputs), tolerance)
+    if refused:
+        notes = (*notes, f"the original takes {', '.join(refused)} too, the export does not")
+    return ParityReport(
+        checks=tuple(checks),
+        tolerance=tolerance if tolerance is not None else TOLERANCE[_coarsest(inputs)],
+        original_ms=_milliseconds(original, inputs),
+        exported_ms=_milliseconds(exported, inputs),
+        rows=rows_of(inputs),
+        notes=notes,
+    )
+
+
+def compare(wanted: Arrays, found: Arrays, *, tolerance: float | None = None) -> ParityReport:
+    """Compare two answers to the golden example, the original's and a server's; nothing is run."""
+    coarsest = _coarsest(wanted)
+    return ParityReport(
+        checks=tuple(_compare("the golden example", wanted, found, coarsest, tolerance)),
+        tolerance=tolerance if tolerance is not None else TOLERANCE[coarsest],
+        original_ms=float("nan"),
+        exported_ms=float("nan"),
+        rows=0,
+    )
+
+
+def failure(report: ParityReport) -> ParityError | None:
+    """Return the error that says where *report* is worst, or None if the export equals the original."""
+    bad = [c for c in report.checks if not c.equal]
+    if not bad:
+        return None
+    worst = max(bad, key=lambda c: c.max_abs_error)
+    if not worst.output:
+        return ParityError(
+            f"the export fails where the original works, on {worst.case}",
+            hint="does forward bake in sizes or branch on data? Try another format",
+        )
+    place = f"[{', '.join(map(str, worst.worst))}]"
+    return ParityError(
+        f"the export does not equal the original: output {worst.output!r} differs in {len(bad)} of "
+        f"{len(report.checks)} checks; worst on {worst.case} at {place}: original {_value(worst.original)}, "
+        f"export {_value(worst.exported)} (max absolute error {worst.max_abs_error:.3g}, "
+        f"max relative error {worst.max_rel_error:.3g}, tolerance {report.tolerance:g})",
+        hint="does forward branch on data or bake in sizes? Try another format, or give tolerance= if this is rounding",
+    )
+
+
+def require(report: ParityReport) -> None:
+    """Raise the `ParityError` of *report*, if there is one."""
+    if error := failure(report):
+        raise error
+
+
+def _refused(case: Case, exc: Exception) -> ParityCheck:
+    return ParityCheck(
+        case=f"{case.name}: {_short(exc)}",
+        output="",
+        equal=False,
+        max_abs_error=float("inf"),
+        max_rel_error=float("inf"),
+    )
+
+
+def _short(exc: BaseException) -> str:
+    """Return the telling line of a framework's error: its last words, not its stack."""
+    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+    return f"{type(exc).__name__}: {lines[-1] if lines else ''}"[:300]
+
+
+def _value(value: float | None) -> str:
+    return "a different shape or text" if value is None else f"{value:.6g}"
+
+
+def _coarsest(arrays: Arrays) -> str:
+    """Return the float type with the fewest digits among *arrays*, or float32 if there is none."""
+    found = [name for name in _FLOATS if any(a.dtype.name == name for a in arrays.values())]
+    return found[0] if found else "float32"
+
+
+def _compare(
+    case: str, wanted: Arrays, found: Arrays, coarsest: str, tolerance: float | None
+) -> list[ParityCheck]:
+    missing = [name for name in wanted if name not in found] + [name for name in found if name not in wanted]
+    if missing:
+        return [_unequal(case, name) for name in missing]
+    return [
+        _compare_output(case, name, (a, found[name]), coarsest=coarsest, tolerance=tolerance)
+        for name, a in wanted.items()
+    ]
+
+
+def _unequal(case: str, name: str) -> ParityCheck:
+    inf = float("inf")
+    return ParityCheck(case=case, output=name, equal=False, max_abs_error=inf, max_rel_error=inf)
+
+
+def _compare_output(
+    case: str, name: str, pair: tuple[Array, Array], *, coarsest: str, tolerance: float | None
+) -> ParityCheck:
+    wanted, found = pair
+    if wanted.shape != found.shape or dtype_name(wanted) != dtype_name(found):
+        return _unequal(case, name)
+    if dtype_name(wanted) == STRING:
+        equal = bool(np.array_equal(wanted, found))
+        return ParityCheck(
+            case=case,
+            output=name,
+            equal=equal,
+            max_abs_error=0.0 if equal else 1.0,
+            max_rel_error=0.0 if equal else 1.0,
+        )
+    if not wanted.size:
+        return ParityCheck(case=case, output=name, equal=True, max_abs_error=0.0, max_rel_error=0.0)
+    a, b = wanted.astype("float64"), found.astype("float64")
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        same = (a == b) | (np.isnan(a) & np.isnan(b))
+        error = np.where(same, 0.0, np.abs(a - b))
+        error = np.where(np.isnan(error), np.inf, error)
+        relative = np.where(error > 0, error / np.abs(a), 0.0)
+        allowed = _allowed(a, wanted.dtype.name, coarsest, tolerance)
+        excess = np.where(error > 0, error / allowed, 0.0)
+    excess = np.where(np.isnan(excess), np.inf, excess)
+    at = tuple(int(i) for i in np.unravel_index(int(excess.argmax()), excess.shape))
+    return ParityCheck(
+        case=case,
+        output=name,
+        equal=bool(excess[at] <= 1.0),
+        max_abs_error=float(error.max()),
+        max_rel_error=float(np.where(np.isnan(relative), np.inf, relative).max()),
+        worst=at,
+        original=float(a[at]),
+        exported=float(b[at]),
+    )
+
+
+def _allowed(a: Array, dtype: str, coarsest: str, tolerance: float | None) -> Array:
+    """Return how much each element of the original output *a* may differ by."""
+    if dtype not in TOLERANCE:
+        return np.zeros_like(a)  # whole numbers and booleans are equal or wrong
+    size = np.where(np.isfinite(a), np.abs(a), 0.0)
+    rms = np.sqrt(np.mean(np.square(size), axis=0, keepdims=True)) if a.ndim else size
+    rtol = tolerance if tolerance is not None else max(TOLERANCE[dtype], TOLERANCE[coarsest])
+    return np.asarray(rtol * (size + rms) + _FLOOR)
+
+
+def _milliseconds(predict: Predict, inputs: Arrays) -> float:
+    """Return the median time of a call, over at most 30 calls and a quarter of a second."""
+    taken: list[float] = []
+    end = time.perf_counter() + _TIMED_SECONDS
+    while len(taken) < 3 or (len(taken) < _TIMED_CALLS and time.perf_counter() < end):
+        start = time.perf_counter()
+        predict(inputs)
+        taken.append(1000 * (time.perf_counter() - start))
+    return statistics.median(taken)

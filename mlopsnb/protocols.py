@@ -1,0 +1,115 @@
+"""The seams. Everything that can be swapped is swapped here, and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    import numpy as np
+
+    from mlopsnb.records import Artifact, ModelVersion, Release, Signature
+    from mlopsnb.rollout import Action
+    from mlopsnb.tensors import Example
+
+Tensors = Mapping[str, "np.ndarray[Any, Any]"]
+Predict = Callable[[Tensors], Tensors]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bound:
+    """A model tied to its example: the inputs have names, and the original can be called with them.
+
+    `inputs` are the example's arrays in the dtypes that the model takes; `predict` runs the original in
+    inference mode. `feature_names` name the last axis of an input that came as a DataFrame.
+    """
+
+    model: Any
+    inputs: Tensors
+    predict: Predict
+    feature_names: Mapping[str, tuple[str, ...]]
+
+
+class Format(Protocol):
+    """All we know about one way to store a model: how to write it and how to run it.
+
+    You provide the four methods; you get the parity proof, the package, logging and serving.
+    """
+
+    def accepts(self, model: object) -> bool:
+        """Say whether *model* is of a kind this format can export. Imports nothing."""
+        ...
+
+    def bind(self, model: object, example: Example) -> AbstractContextManager[Bound]:
+        """Name the inputs. The model is in inference mode inside the block and as it was after it."""
+        ...
+
+    def export(self, bound: Bound, into: Path) -> Exported:
+        """Write the model's files into the directory *into*; raise `ExportError` if it can't be."""
+        ...
+
+    def load(self, path: Path, signature: Signature) -> Predict:
+        """Return the model stored in *path*, ready to be called from one thread at a time."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """What a format has to say of an export: what it needs to run, and notes for people."""
+
+    requirements: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+class Tracker(Protocol):
+    """Keeps packages under a name and a version."""
+
+    def log(
+        self,
+        artifact: Artifact,
+        *,
+        name: str,
+        metrics: Mapping[str, float],
+        params: Mapping[str, object],
+        tags: Mapping[str, str],
+        alias: str | None,
+        reference: object,
+    ) -> ModelVersion:
+        """Store the package and register it as the next version of *name*."""
+        ...
+
+    def find(self, uri: str) -> ModelVersion:
+        """Resolve `models:/NAME/VERSION`, `models:/NAME@ALIAS` or `runs:/ID/…`; `TrackingError` if it is not there."""
+        ...
+
+    def fetch(self, version: ModelVersion, into: Path) -> Artifact:
+        """Bring the package into the directory *into* and verify its digest."""
+        ...
+
+
+class Target(Protocol):
+    """Says what runs, and does one action. It plans nothing."""
+
+    def observe(self, name: str) -> Release:
+        """Say what is there under *name* now, from what really runs; an empty release if nothing is."""
+        ...
+
+    def names(self) -> Sequence[str]:
+        """List the names of all releases on this target."""
+        ...
+
+    def apply(self, name: str, action: Action, *, timeout: float) -> None:
+        """Carry out one action; raise `DeployError` if that fails, `NotReady` after *timeout* seconds."""
+        ...
+
+    def logs(self, name: str, revision_id: int) -> Iterator[str]:
+        """Yield the log lines of one revision so far, oldest first, without line ends."""
+        ...
+
+    def claim(self, name: str) -> AbstractContextManager[None]:
+        """Hold *name* against other deploys; `DeployError` at once if another one holds it."""
+        ...
