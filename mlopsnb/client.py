@@ -6,11 +6,15 @@ Protocol: https://github.com/kserve/open-inference-protocol
 from __future__ import annotations
 
 import json
+import weakref
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from mlopsnb.errors import DeployError, UserError
 from mlopsnb.extras import need
 from mlopsnb.records import Signature, TensorSpec
+from mlopsnb.targets.process_control import short
 from mlopsnb.tensors import arrange
 
 if TYPE_CHECKING:
@@ -33,21 +37,25 @@ class Client:
         self.model = model
         self._signature: Signature | None = None
         self._errors = (httpx.TransportError,)
-        path = address.removeprefix("unix:")
-        self._http = httpx.Client(
-            base_url="http://localhost" if path != address else address,
-            transport=httpx.HTTPTransport(uds=path, retries=1)
-            if path != address
-            else httpx.HTTPTransport(retries=1),
-            timeout=_SECONDS,
-            trust_env=False,  # a proxy is never between us and our own machine or cluster
+        self._open = ExitStack()
+        uds: str | None = None
+        if address.startswith("unix:"):
+            uds = str(self._open.enter_context(short(Path(address.removeprefix("unix:")))))
+        self._http = self._open.enter_context(
+            httpx.Client(
+                base_url="http://localhost" if uds else address,
+                transport=httpx.HTTPTransport(uds=uds, retries=1),
+                timeout=_SECONDS,
+                trust_env=False,  # a proxy is never between us and our own machine or cluster
+            )
         )
+        weakref.finalize(self, self._open.close)  # a handle is dropped in a notebook, never closed
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._http.close()
+        self._open.close()
 
     def is_ready(self) -> bool:
         """Say whether the model is ready; a server that does not answer is not."""

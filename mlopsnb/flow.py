@@ -141,10 +141,9 @@ def _room(into: str | Path | None) -> Iterator[Path]:
         parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=parent))
         yield draft
-    except MlopsnbError:
-        raise
     except Exception as exc:
-        if (reason := _no_room(exc)) is not None:
+        # What a framework wrapped is found in our own error's cause; our own words are not searched.
+        if (reason := _no_room(exc.__cause__ if isinstance(exc, MlopsnbError) else exc)) is not None:
             raise ExportError(
                 f"the export cannot be written below {parent}: {reason}; nothing was kept",
                 hint="free some space, give into=, or set MLOPSNB_CACHE_DIR to another disk",

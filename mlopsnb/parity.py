@@ -223,13 +223,18 @@ def failure(report: ParityReport) -> ParityError | None:
             f"the export fails where the original works, on {worst.case}",
             hint="does forward bake in sizes or branch on data? Try another format",
         )
-    place = f"[{', '.join(map(str, worst.worst))}]"
+    where = f"worst on {worst.case}"
+    if worst.original is not None and worst.exported is not None:
+        where += (
+            f" at [{', '.join(map(str, worst.worst))}]: original {worst.original:.6g}, export {worst.exported:.6g} "
+            f"(max absolute error {worst.max_abs_error:.3g}, max relative error {worst.max_rel_error:.3g}, "
+            f"tolerance {report.tolerance:g})"
+        )
     return ParityError(
         f"the export does not equal the original: output {worst.output!r} differs in {len(bad)} of "
-        f"{len(report.checks)} checks; worst on {worst.case} at {place}: original {_value(worst.original)}, "
-        f"export {_value(worst.exported)} (max absolute error {worst.max_abs_error:.3g}, "
-        f"max relative error {worst.max_rel_error:.3g}, tolerance {report.tolerance:g})",
-        hint="does forward branch on data or bake in sizes? Try another format, or give tolerance= if this is rounding",
+        f"{len(report.checks)} checks; {where}",
+        hint="does forward branch on data or bake in sizes? Try another format, or give tolerance= if this is "
+        "rounding",
     )
 
 
@@ -252,11 +257,8 @@ def _refused(case: Case, exc: Exception) -> ParityCheck:
 def _short(exc: BaseException) -> str:
     """Return the telling line of a framework's error: its last words, not its stack."""
     lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
-    return f"{type(exc).__name__}: {lines[-1] if lines else ''}"[:300]
-
-
-def _value(value: float | None) -> str:
-    return "a different shape or text" if value is None else f"{value:.6g}"
+    last, kind = lines[-1] if lines else "", type(exc).__name__
+    return (last if last.startswith(f"{kind}:") else f"{kind}: {last}")[:300]
 
 
 def _coarsest(arrays: Arrays) -> str:
@@ -270,7 +272,7 @@ def _compare(
 ) -> list[ParityCheck]:
     missing = [name for name in wanted if name not in found] + [name for name in found if name not in wanted]
     if missing:
-        return [_unequal(case, name) for name in missing]
+        return [_unequal(f"{case}, which only one of the two returns", name) for name in missing]
     return [
         _compare_output(case, name, (a, found[name]), coarsest=coarsest, tolerance=tolerance)
         for name, a in wanted.items()
@@ -287,7 +289,8 @@ def _compare_output(
 ) -> ParityCheck:
     wanted, found = pair
     if wanted.shape != found.shape or dtype_name(wanted) != dtype_name(found):
-        return _unequal(case, name)
+        kinds = [f"{dtype_name(x)}{list(x.shape)}" for x in pair]
+        return _unequal(f"{case}: original {kinds[0]}, export {kinds[1]}", name)
     if dtype_name(wanted) == STRING:
         equal = bool(np.array_equal(wanted, found))
         return ParityCheck(

@@ -285,4 +285,5 @@ def _quiet() -> Iterator[None]:
 
 def _line(exc: BaseException) -> str:
     lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
-    return f"{type(exc).__name__}: {lines[-1] if lines else ''}"[:300]
+    last, kind = lines[-1] if lines else "", type(exc).__name__
+    return (last if last.startswith(f"{kind}:") else f"{kind}: {last}")[:300]

@@ -16,7 +16,7 @@ import shutil
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from mlopsnb.errors import DeployError
 from mlopsnb.records import Release, Revision
@@ -133,22 +133,39 @@ class ReleaseFiles:
     def claim(self) -> Iterator[None]:
         """Hold the name; `DeployError` at once if another deploy holds it."""
         self.check_owner()
-        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with (self.root / "lock").open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                raise DeployError(
-                    f"another deploy of {self.name!r} is under way (process {file.read().strip() or 'unknown'})",
-                    hint="wait for it, or interrupt it where it runs",
-                ) from None
+        with self._lock() as file:
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
-            yield
-            if not (self.root / "release.json").exists():
-                shutil.rmtree(self.root, ignore_errors=True)  # nothing came of it, or it was removed
+            try:
+                yield
+            finally:
+                if not (self.root / "release.json").exists():
+                    shutil.rmtree(self.root, ignore_errors=True)  # nothing came of it, or it was removed
+
+    def _lock(self) -> TextIO:
+        """Return the lock file, open and locked."""
+        path = self.root / "lock"
+        while True:
+            self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            try:
+                file = path.open("a+", encoding="utf-8")
+            except FileNotFoundError:
+                continue  # whoever held it before has just removed the directory
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                with file:
+                    file.seek(0)
+                    holder = file.read().strip() or "unknown"
+                raise DeployError(
+                    f"another deploy of {self.name!r} is under way (process {holder})",
+                    hint="wait for it, or interrupt it where it runs",
+                ) from None
+            with suppress(FileNotFoundError):
+                if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                    return file
+            file.close()  # it was removed before we locked it: our lock is on a file that nobody sees
 
     def read(self) -> tuple[Release, int | None]:
         """Return the release as it was last written, and the port it was given."""

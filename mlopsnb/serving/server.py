@@ -1,0 +1,130 @@
+"""The life of the serving process, on uvicorn: listen, say that it is ready, serve, drain, end.
+
+uvicorn parses HTTP and keeps connections; which sockets there are and how the process ends is decided here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+import socket
+from collections.abc import Callable
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from mlopsnb.serving.errors import CannotListen
+from mlopsnb.serving.handover import ControlSocket, PublicListener
+from mlopsnb.serving.listen import BACKLOG, Sockets
+
+if TYPE_CHECKING:
+    from mlopsnb.serving.app import App
+
+KEEP_ALIVE_SECONDS = 75
+_TICK = 0.02
+_FLUSH_SECONDS = 5.0
+
+
+class Server(uvicorn.Server):
+    """Serves *app* until SIGTERM or Ctrl-C, then drains; a second signal ends the process at once.
+
+    Draining: not ready; no new connections; every answer says `connection: close`; connections that are open
+    may send one more request within *drain_seconds*; requests that have arrived whole are answered.
+    """
+
+    def __init__(
+        self, app: App, sockets: Sockets, *, drain_seconds: float, on_ready: Callable[[], None]
+    ) -> None:
+        config = uvicorn.Config(
+            app,
+            interface="asgi3",
+            http=HttpToolsProtocol,
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        )
+        super().__init__(config)
+        self._app = app
+        self._sockets = sockets
+        self._drain_seconds = drain_seconds
+        self._on_ready = on_ready
+        self._listener = PublicListener(self._make_protocol)
+        self._control: ControlSocket | None = None
+        self._private: asyncio.Server | None = None
+
+    def _make_protocol(self) -> asyncio.Protocol:
+        return HttpToolsProtocol(config=self.config, server_state=self.server_state, app_state={})
+
+    def run_until_stopped(self) -> None:
+        """Serve on the fastest event loop there is. Raises `CannotListen` if an address was taken meanwhile."""
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(self.serve())
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and report that we do."""
+        try:
+            await self._listen()
+        except OSError as exc:
+            raise CannotListen(f"cannot listen on {self._sockets.url}: {exc.strerror or exc}") from exc
+        self.started = True
+        self._on_ready()
+
+    async def _listen(self) -> None:
+        if self._sockets.private is not None:
+            self._private = await asyncio.get_running_loop().create_unix_server(
+                self._make_protocol, sock=self._sockets.private.sock, backlog=BACKLOG
+            )
+        if self._sockets.public is not None:
+            await self._listener.take(self._sockets.public)
+        if self._sockets.control is not None:
+            self._control = ControlSocket(self._sockets.control, self._listener)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to drain at the first signal; at the second, end here and now."""
+        if self.should_exit:
+            os._exit(128 + sig)
+        self._app.draining = True
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Drain and close, as the class says."""
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(_TICK)  # whoever waits in the queues is let in
+        self._listener.close()
+        if self._control is not None:
+            self._control.close()
+        if self._private is not None:
+            self._private.close()
+        deadline = loop.time() + self._drain_seconds
+        while self.server_state.connections and loop.time() < deadline:
+            await asyncio.sleep(_TICK)
+        while self.server_state.connections or self.server_state.tasks:
+            self._close_idle(abort=loop.time() > deadline + _FLUSH_SECONDS)
+            await asyncio.sleep(_TICK)
+
+    def _close_idle(self, *, abort: bool) -> None:
+        """Close the connections that owe no answer: none was asked for, or the request is not whole yet.
+
+        With *abort*, give up those that are closed already and whose client does not read the rest.
+        """
+        for connection in list(self.server_state.connections):
+            assert isinstance(connection, HttpToolsProtocol)
+            cycle = connection.cycle
+            if cycle is None or cycle.response_complete or cycle.more_body:
+                (connection.transport.abort if abort else connection.transport.close)()
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        uvloop: Any = importlib.import_module("uvloop")
+    except ImportError:  # not there for every platform; asyncio's own loop does
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory

@@ -1,0 +1,158 @@
+"""Between a JSON list of values and one numpy array. Knows no protocol and no HTTP.
+
+A missing value is NaN here and null there, since JSON has no NaN; infinity cannot be said in JSON either and
+becomes null too. Floats are written with the fewest digits that read back as the same value of their dtype.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import chain
+from types import GenericAlias
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+
+from mlopsnb.serving.errors import BadRequest
+from mlopsnb.tensors import STRING, Array
+
+_INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
+_RANGES = {name: (int(np.iinfo(name).min), int(np.iinfo(name).max)) for name in _INTEGERS}
+_FLOATS = ("float16", "float32", "float64")
+
+
+def _typed(dtype: str) -> msgspec.json.Decoder[list[Any]]:
+    element: Any = float if dtype in _FLOATS else int
+    if dtype in _RANGES and dtype != "uint64":  # msgspec's bounds end at int64; numpy checks the rest
+        low, high = _RANGES[dtype]
+        element = Annotated[int, msgspec.Meta(ge=low, le=high)]
+    return msgspec.json.Decoder(GenericAlias(list, (element,)))
+
+
+_TYPED: dict[str, msgspec.json.Decoder[list[Any]]] = {
+    **{dtype: _typed(dtype) for dtype in (*_RANGES, *_FLOATS)},
+    "bool": msgspec.json.Decoder(list[bool]),
+    STRING: msgspec.json.Decoder(list[str]),
+}
+_UNSTABLE = np.float32(7.038531e-26)
+"""The one float32 whose shortest decimal, read as a double, rounds to its neighbour. It is written as a double."""
+
+_ANYTHING = msgspec.json.Decoder(object)
+
+
+def from_json(raw: msgspec.Raw, dtype: str, shape: tuple[int, ...], *, allow_nan: bool, where: str) -> Array:
+    """Return the values of the JSON list *raw*, flat or nested, as an array of *dtype* and *shape*.
+
+    Raises `BadRequest`, which names *where* and the first value that does not fit. Text that is no JSON raises
+    what msgspec raises.
+    """
+    try:
+        values = _TYPED[dtype].decode(raw)
+    except msgspec.ValidationError:  # nested, null, or a value that does not fit: look at each
+        values = _inspected(raw, dtype, shape, allow_nan, where)
+    if len(values) != math.prod(shape):
+        raise BadRequest(
+            f"{where}: shape {list(shape)} takes {math.prod(shape)} values, found {len(values)} in data"
+        )
+    array = _array(values, dtype)
+    if array is None:
+        _inspect(values, dtype, allow_nan, where)
+        raise BadRequest(f"{where}: a value does not fit {dtype}")
+    try:
+        return array.reshape(shape)
+    except ValueError as exc:  # an axis of 0 beside one that is beyond all bounds
+        raise BadRequest(f"{where}: shape {list(shape)} is impossible") from exc
+
+
+def _array(values: list[Any], dtype: str) -> Array | None:
+    """Return *values* as a flat array, or None if one is beyond the range of *dtype*."""
+    if dtype == STRING:
+        return np.array(values, dtype=object)
+    try:
+        with np.errstate(over="ignore"):
+            array = np.array(values, dtype=dtype)
+    except OverflowError:
+        return None
+    return None if dtype in _FLOATS and bool(np.isinf(array).any()) else array
+
+
+def _inspected(
+    raw: msgspec.Raw, dtype: str, shape: tuple[int, ...], allow_nan: bool, where: str
+) -> list[Any]:
+    try:
+        values = _ANYTHING.decode(raw)
+    except msgspec.ValidationError as exc:  # a number so long that no type holds it
+        raise BadRequest(f"{where}: data must hold {_expected(dtype, allow_nan)}s; {exc}") from exc
+    if not isinstance(values, list):
+        raise BadRequest(f"{where}: data must be a list, found {_shown(values)}")
+    for axis, size in enumerate(shape[1:], start=1):
+        if not any(isinstance(v, list) for v in values):
+            break
+        for part in values:
+            if not isinstance(part, list) or len(part) != size:
+                found = f"a list of {len(part)}" if isinstance(part, list) else _shown(part)
+                raise BadRequest(
+                    f"{where}: nested data must follow shape {list(shape)}, with lists of {size} on axis {axis}; "
+                    f"found {found}"
+                )
+        values = list(chain.from_iterable(values))
+    _inspect(values, dtype, allow_nan, where)
+    return [math.nan if v is None else v for v in values]
+
+
+def _inspect(values: list[Any], dtype: str, allow_nan: bool, where: str) -> None:
+    """Raise `BadRequest` for the first of *values* that is no value of *dtype*."""
+    for index, value in enumerate(values):
+        if not _fits(value, dtype, allow_nan):
+            raise BadRequest(
+                f"{where}: expected {_expected(dtype, allow_nan)}, found {_shown(value)} at data[{index}]"
+            )
+
+
+def _fits(value: object, dtype: str, allow_nan: bool) -> bool:
+    if dtype in (STRING, "bool") or isinstance(value, str | bool):
+        return type(value).__name__ == dtype
+    if value is None:
+        return dtype in _FLOATS and allow_nan
+    if not isinstance(value, int | float):
+        return False
+    if dtype in _RANGES:
+        low, high = _RANGES[dtype]
+        return isinstance(value, int) and low <= value <= high
+    if math.isnan(value):
+        return allow_nan
+    with np.errstate(over="ignore"):
+        return abs(value) <= float(np.finfo("float64").max) and not bool(
+            np.isinf(np.dtype(dtype).type(value))
+        )
+
+
+def _expected(dtype: str, allow_nan: bool) -> str:
+    if dtype in _RANGES:
+        low, high = _RANGES[dtype]
+        return f"a whole number from {low} to {high}"
+    if dtype in _FLOATS:
+        return f"a number within {dtype}'s range" + (" or null" if allow_nan else "")
+    return "true or false" if dtype == "bool" else "a string"
+
+
+def _shown(value: object) -> str:
+    """Return *value* as JSON would show it, cut short; containers by their kind alone."""
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"
+    try:
+        text = msgspec.json.encode(value).decode()
+    except (OverflowError, ValueError):
+        return "a number beyond all ranges"
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def to_json(array: Array) -> Array | list[Any]:
+    """Return *array* flat, as orjson takes it with its numpy option."""
+    if array.dtype.kind in "OSU":
+        return [v.decode() if isinstance(v, bytes) else v for v in array.ravel().tolist()]
+    flat = np.ascontiguousarray(array).ravel()
+    if flat.dtype == np.float32 and bool((np.abs(flat) == _UNSTABLE).any()):
+        return flat.astype(np.float64)
+    return flat

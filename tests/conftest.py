@@ -1,0 +1,78 @@
+"""What all tests share: a home of its own for every test, and what to do when a test's surroundings are missing."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+from functools import cache
+
+import pytest
+
+from mlopsnb.targets.process import Process
+
+
+def _no_browser() -> str:
+    if importlib.util.find_spec("playwright") is None:
+        return "the package playwright is not installed"
+    return "" if shutil.which("chromium") else "no chromium on the PATH"
+
+
+def _silent(*command: str) -> str:
+    """Return why *command* cannot be relied on, or nothing if it succeeds."""
+    if shutil.which(command[0]) is None:
+        return f"no {command[0]} on the PATH"
+    done = subprocess.run(command, capture_output=True, timeout=30, check=False)
+    return "" if done.returncode == 0 else f"{' '.join(command)} ended with {done.returncode}"
+
+
+MISSING = {
+    "browser": _no_browser,
+    "cluster": cache(lambda: _silent("kubectl", "get", "--raw", "/readyz")),
+    "engine": cache(lambda: _silent("docker", "version")),
+}
+"""Markers of tests that need more than Python, and what says why that is missing (nothing if it is there).
+
+Such a test is skipped where that is missing, and fails instead where the variable MLOPSNB_REQUIRE names the marker
+(comma-separated): a machine that is meant to run it must not pass by skipping it.
+"""
+
+
+def pytest_configure(config):
+    unknown = _required() - MISSING.keys()
+    if unknown:
+        raise pytest.UsageError(f"MLOPSNB_REQUIRE: unknown {sorted(unknown)}; there are {sorted(MISSING)}")
+
+
+def _required() -> set[str]:
+    return {name.strip() for name in os.environ.get("MLOPSNB_REQUIRE", "").split(",")} - {""}
+
+
+def pytest_runtest_setup(item):
+    for marker in MISSING.keys() & {m.name for m in item.iter_markers()}:
+        if reason := MISSING[marker]():
+            outcome = pytest.fail if marker in _required() else pytest.skip
+            outcome(f"{marker}: {reason}", pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """Directories, MLflow store and working directory of this test alone; what it left running is ended."""
+    for name in [n for n in os.environ if n.startswith(("MLOPSNB_", "MLFLOW_")) and n != "MLOPSNB_REQUIRE"]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("MLOPSNB_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("MLOPSNB_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)  # MLflow keeps the files of a database store in ./mlruns
+    yield tmp_path
+    _end_all(Process(state_dir=tmp_path / "state"))
+
+
+def _end_all(target: Process) -> None:
+    from mlopsnb.rollout import Forget
+
+    for name in target.names():
+        target.apply(name, Forget(), timeout=10)

@@ -1,0 +1,205 @@
+"""The contract of `Target`: one suite that every back end passes."""
+
+import json
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from mlopsnb import manifest, plugins
+from mlopsnb.client import Client
+from mlopsnb.errors import DeployError, NotReady
+from mlopsnb.flow import export
+from mlopsnb.records import Release, Revision
+from mlopsnb.rollout import Forget, Shift, Start, Stop
+from mlopsnb.targets.process import Process
+
+TARGETS = {"process": Process}
+SECONDS = 60.0
+
+
+def test_every_installed_target_is_tested():
+    assert set(plugins.available("target")) >= set(TARGETS)
+    assert {name for name, ep in plugins.available("target").items() if ep.dist.name == "mlopsnb"} == set(
+        TARGETS
+    )
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory):
+    """Two packages that answer differently."""
+    made = []
+    for factor in (1.0, -1.0):
+        model = torch.nn.Linear(2, 1, bias=False)
+        torch.nn.init.constant_(model.weight, factor)
+        into = tmp_path_factory.mktemp("packages") / "package"
+        made.append(export(model, np.ones((3, 2), "float32"), into=into))
+    return made
+
+
+@pytest.fixture(params=sorted(TARGETS))
+def make(request, tmp_path):
+    made = []
+
+    def build():
+        made.append(TARGETS[request.param](state_dir=tmp_path / "state"))
+        return made[-1]
+
+    yield build
+    for name in build().names():
+        with build().claim(name):
+            build().apply(name, Forget(), timeout=SECONDS)
+
+
+def revision(number, artifact, **changes):
+    return Revision(
+        id=number, source=f"models:/m/{number}", digest=artifact.digest, package=artifact.path, **changes
+    )
+
+
+def answer(address, x=((1.0, 2.0),)):
+    with Client(address, "m") as client:
+        return float(client.infer({"input": np.array(x, "float32")})["output"][0, 0])
+
+
+def test_what_was_never_there_is_an_empty_release(make):
+    target = make()
+    assert target.observe("m") == Release(name="m", target="process")
+    assert list(target.names()) == []
+    assert list(target.logs("m", 1)) == []
+
+
+def test_a_revision_starts_without_traffic_gets_it_and_gives_it_to_the_next(make, packages):
+    target = make()
+    with target.claim("m"):
+        target.apply("m", Start(revision(1, packages[0])), timeout=SECONDS)
+        started = target.observe("m")
+        assert [(r.id, r.state) for r in started.revisions] == [(1, "running")]
+        assert (started.url, dict(started.weights)) == (None, {})
+        assert answer(started.revisions[0].address) == 3.0
+
+        target.apply("m", Shift({1: 100}), timeout=SECONDS)
+        first = target.observe("m")
+        assert dict(first.weights) == {1: 100}
+        assert answer(first.url) == 3.0
+
+        target.apply("m", Start(revision(2, packages[1])), timeout=SECONDS)
+        assert answer(target.observe("m").url) == 3.0
+        target.apply("m", Shift({2: 100}), timeout=SECONDS)
+        second = target.observe("m")
+        assert second.url == first.url
+        assert answer(second.url) == -3.0
+
+        target.apply("m", Shift({1: 100}), timeout=SECONDS)  # and back, as a restore does
+        assert answer(second.url) == 3.0
+        target.apply("m", Shift({2: 100}), timeout=SECONDS)
+        target.apply("m", Stop(1), timeout=SECONDS)
+    again = make().observe("m")  # another instance, as after a kernel restart
+    assert [(r.id, r.state) for r in again.revisions] == [(1, "stopped"), (2, "running")]
+    assert answer(again.url) == -3.0
+    assert list(make().names()) == ["m"]
+    assert any("/infer" in line for line in make().logs("m", 2))
+
+
+def test_a_revision_that_cannot_start_says_why_and_runs_nothing(make, packages, tmp_path):
+    import shutil
+
+    target = make()
+    broken = tmp_path / "broken"
+    shutil.copytree(packages[0].path, broken)
+    weights = broken / "model" / "model.pt"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    bad = Revision(id=1, source="s", digest="d", package=broken)
+    with (
+        target.claim("m"),
+        pytest.raises(NotReady, match=r"revision 1 of 'm' could not start: .*model/model.pt was changed"),
+    ):
+        target.apply("m", Start(bad), timeout=SECONDS)
+    release = target.observe("m")
+    assert [r.state for r in release.revisions] == ["failed"]
+    assert (release.url, dict(release.weights)) == (None, {})
+
+
+def test_a_package_that_no_format_can_load_says_which(make, packages, tmp_path):
+    import shutil
+
+    target = make()
+    odd = tmp_path / "odd"
+    shutil.copytree(packages[0].path, odd)
+    data = json.loads((odd / manifest.FILE).read_text())
+    (odd / manifest.FILE).write_text(json.dumps({**data, "format": "torchscrip"}))
+    with (
+        target.claim("m"),
+        pytest.raises(NotReady, match="no format named 'torchscrip'.*\n.*\n?.*torchscript"),
+    ):
+        target.apply("m", Start(Revision(id=1, source="s", digest="d", package=odd)), timeout=SECONDS)
+
+
+def test_a_name_is_held_against_others_while_it_is_claimed(make):
+    target = make()
+    with target.claim("m"):
+        with pytest.raises(DeployError, match="another deploy of 'm' is under way"):
+            target.claim("m").__enter__()
+        with make().claim("other"):
+            pass
+    with make().claim("m"):
+        pass
+    assert list(target.names()) == []
+
+
+def test_of_many_claims_at_once_one_holds(make):
+    held, refused, start = [], [], threading.Barrier(8)
+    release = threading.Event()
+
+    def claim():
+        start.wait()
+        try:
+            with make().claim("m"):
+                held.append(1)
+                release.wait(SECONDS)
+        except DeployError:
+            refused.append(1)
+            if len(refused) == 7:
+                release.set()
+
+    threads = [threading.Thread(target=claim) for _ in range(8)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join(SECONDS)
+    assert (len(held), len(refused)) == (1, 7)
+
+
+def test_forgetting_removes_all_and_can_be_done_twice(make, packages):
+    target = make()
+    with target.claim("m"):
+        target.apply("m", Start(revision(1, packages[0])), timeout=SECONDS)
+        target.apply("m", Shift({1: 100}), timeout=SECONDS)
+        url = target.observe("m").url
+        target.apply("m", Forget(), timeout=SECONDS)
+        target.apply("m", Forget(), timeout=SECONDS)
+    assert target.observe("m") == Release(name="m", target="process")
+    with pytest.raises(DeployError, match="does not answer"):
+        answer(url)
+
+
+def test_a_taken_port_is_told_before_the_model_is_loaded(make, packages):
+    import socket
+
+    target = make()
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with (
+            target.claim("m"),
+            pytest.raises(
+                DeployError, match=f"port {port} of 127.0.0.1 cannot be used: Address already in use"
+            ),
+        ):
+            target.apply("m", Start(revision(1, packages[0], port=port)), timeout=SECONDS)
+    with target.claim("m"):
+        target.apply("m", Start(revision(2, packages[0], port=port)), timeout=SECONDS)
+        target.apply("m", Shift({2: 100}), timeout=SECONDS)
+    assert target.observe("m").url == f"http://127.0.0.1:{port}"

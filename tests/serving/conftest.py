@@ -1,0 +1,260 @@
+"""A tiny package in a format of our own, installed by an entry point as third parties do, and real servers on it."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mlopsnb import manifest
+from mlopsnb.records import Signature, TensorSpec
+
+AFFINE = '''
+"""y = scale * sum(x) + n. Some values of x make trouble, as the tests need it."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+
+class Affine:
+    def load(self, path, signature):
+        weights = json.loads((path / "weights.json").read_text())
+        if "explode" in weights:
+            raise RuntimeError(weights["explode"])
+        broken = False
+
+        def predict(inputs):
+            nonlocal broken
+            x, n = inputs["x"], inputs["n"]
+            broken = broken or bool((x == 13).any())
+            if broken:
+                raise RuntimeError("the weights are gone")
+            if (x == 666).any():
+                raise ValueError("666 is not for me")
+            if (x == 100).any():
+                Path(os.environ["AFFINE_GATE"]).read_bytes()  # a FIFO: waits until the test opens it
+            y = (x.sum(axis=1) * weights["scale"] + n).astype(weights["dtype"])
+            return {"y": y, "sign": np.array(["-" if v < 0 else "+" for v in y], dtype=object)}
+
+        return predict
+'''
+
+SIGNATURE = Signature(
+    inputs=(
+        TensorSpec(name="x", dtype="float32", shape=(None, 4), allow_nan=True),
+        TensorSpec(name="n", dtype="int8", shape=(None,)),
+    ),
+    outputs=(
+        TensorSpec(name="y", dtype="float32", shape=(None,)),
+        TensorSpec(name="sign", dtype="str", shape=(None,)),
+    ),
+)
+
+
+@pytest.fixture(scope="session")
+def format_path(tmp_path_factory):
+    """A directory for PYTHONPATH that holds the format `affine`."""
+    site = tmp_path_factory.mktemp("site")
+    (site / "affine_format.py").write_text(textwrap.dedent(AFFINE))
+    info = site / "affine_format-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: affine-format\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[mlopsnb.formats]\naffine = affine_format:Affine\n")
+    return site
+
+
+@pytest.fixture
+def make_package(tmp_path):
+    """Write a package; keywords change the weights, `format` the name of its format."""
+
+    def make(name="affine", *, format="affine", **weights):
+        package = tmp_path / name
+        (package / manifest.MODEL_DIR).mkdir(parents=True)
+        weights = {"scale": 2.0, "dtype": "float32", **weights}
+        (package / manifest.MODEL_DIR / "weights.json").write_text(json.dumps(weights))
+        x = np.arange(12, dtype=np.float32).reshape(3, 4) / 8
+        n = np.array([0, 1, -60], dtype=np.int8)
+        y = (x.sum(axis=1) * 2 + n).astype(np.float32)
+        sign = np.array(["-" if v < 0 else "+" for v in y], dtype=object)
+        manifest.write_example(package, {"x": x, "n": n}, {"y": y, "sign": sign})
+        manifest.write(
+            package,
+            manifest.Manifest(format=format, signature=SIGNATURE, files=manifest.file_digests(package)),
+        )
+        return package
+
+    return make
+
+
+class Answer:
+    def __init__(self, response):
+        self.status = response.status
+        self.headers = {k.lower(): v for k, v in response.getheaders()}
+        self.body = response.read()
+
+    def json(self):
+        return json.loads(self.body)
+
+
+class UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path):
+        super().__init__("localhost", timeout=30)
+        self._path = path
+
+    def connect(self):
+        self.sock = connect_unix(self._path)
+        self.sock.settimeout(30)
+
+
+def connect_unix(path):
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with contextlib.chdir(path.parent):
+        sock.connect(path.name)
+    return sock
+
+
+class Runtime:
+    """One server process. `report` is what it wrote to its ready pipe."""
+
+    def __init__(self, package, *options, env, logs, pass_fds=()):
+        self._logs = logs
+        read, write = os.pipe()
+        with (logs / "out").open("wb") as out, (logs / "err").open("wb") as err:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "mlopsnb.serving", package, "--ready-fd", str(write), *options],
+                stdout=out,
+                stderr=err,
+                env=env,
+                pass_fds=(write, *pass_fds),
+            )
+        os.close(write)
+        with os.fdopen(read) as pipe:
+            line = pipe.readline()
+        self.report = json.loads(line) if line else None
+
+    @property
+    def port(self):
+        return int(self.report["url"].rpartition(":")[2])
+
+    @property
+    def log_lines(self):
+        return (self._logs / "out").read_text().splitlines()
+
+    @property
+    def errors(self):
+        return (self._logs / "err").read_text()
+
+    def connect(self):
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+
+    def request(self, method, path, body=None, headers=None):
+        with contextlib.closing(self.connect()) as connection:
+            connection.request(method, path, body, headers or {})
+            return Answer(connection.getresponse())
+
+    def get(self, path):
+        return self.request("GET", path)
+
+    def infer(self, content, headers=None):
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
+        return self.request("POST", "/v2/models/affine/infer", body, headers)
+
+    def stop(self):
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        return self.process.wait()
+
+
+@pytest.fixture(scope="session")
+def environment(format_path):
+    return {**os.environ, "PYTHONPATH": str(format_path), "PYTHONWARNINGS": "error"}
+
+
+@pytest.fixture
+def serve(tmp_path, environment):
+    """Start a server on a package; all are stopped at the end."""
+    running = []
+
+    def start(package, *options, pass_fds=(), **env):
+        logs = tmp_path / f"logs-{len(running)}"
+        logs.mkdir()
+        runtime = Runtime(package, *options, env={**environment, **env}, logs=logs, pass_fds=pass_fds)
+        running.append(runtime)
+        return runtime
+
+    yield start
+    for runtime in running:
+        runtime.stop()
+
+
+@pytest.fixture
+def served(serve, make_package):
+    """A server on a good package, on a free port."""
+    return serve(make_package(), "--port", "0", "--max-body-bytes", "10000")
+
+
+@pytest.fixture
+def body():
+    """Make a request for rows of x; keywords replace parts of it."""
+
+    def make(rows=((1, 2, 3, 4),), *, x=None, n=None, **top):
+        tensor_x = {
+            "name": "x",
+            "shape": [len(rows), 4],
+            "datatype": "FP32",
+            "data": [v for r in rows for v in r],
+            **(x or {}),
+        }
+        tensor_n = {
+            "name": "n",
+            "shape": [len(rows)],
+            "datatype": "INT8",
+            "data": [5] * len(rows),
+            **(n or {}),
+        }
+        return {"inputs": [tensor_x, tensor_n], **top}
+
+    return make
+
+
+@pytest.fixture
+def signature():
+    return SIGNATURE
+
+
+@pytest.fixture
+def unix_connection():
+    return UnixConnection
+
+
+@pytest.fixture
+def control():
+    """Send one command to a control socket; return the answer and the descriptor that came, if any."""
+
+    def send(path: Path, command: bytes, fds=()):
+        with contextlib.closing(connect_unix(path)) as sock:
+            sock.settimeout(10)
+            if fds:
+                socket.send_fds(sock, [command], list(fds))
+            else:
+                sock.send(command)
+            answer, received, _, _ = socket.recv_fds(sock, 16, 1)
+        return answer, received[0] if received else None
+
+    return send

@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+MODULES = ["app", "engine", "errors", "handover", "listen", "metrics", "server", "v2", "values", "__main__"]
+HEAVY = {"torch", "tensorflow", "mlflow", "IPython", "pandas", "httpx"}
+NOTEBOOK_SIDE = {f"mlopsnb.{name}" for name in ("notebook", "flow", "targets", "tracking", "monitoring")}
+
+
+def loaded_by(*modules):
+    code = f"import json, sys, {', '.join(modules)}; print(json.dumps(list(sys.modules)))"
+    return set(
+        json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
+    )
+
+
+def test_the_runtime_loads_no_framework_and_nothing_of_the_notebook_side():
+    assert loaded_by(*(f"mlopsnb.serving.{m}" for m in MODULES)) & (HEAVY | NOTEBOOK_SIDE) == set()
+
+
+def test_the_codec_is_cheap_to_load():
+    loaded = loaded_by("mlopsnb.serving.v2")
+    assert {"numpy", "msgspec", "orjson"} <= loaded
+    assert loaded & {"uvicorn", "uvloop", "httptools", "prometheus_client", "asyncio"} == set()
+    assert loaded & (HEAVY | NOTEBOOK_SIDE) == set()
