@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import os
+import signal
 import socket
 from collections.abc import Callable
 from types import FrameType
@@ -29,10 +30,11 @@ _FLUSH_SECONDS = 5.0
 
 
 class Server(uvicorn.Server):
-    """Serves *app* until SIGTERM or Ctrl-C, then drains; a second signal ends the process at once.
+    """Serves *app* until SIGTERM or SIGINT, then drains; a second signal ends the process at once.
 
     Draining: not ready; no new connections; every answer says `connection: close`; connections that are open
-    may send one more request within *drain_seconds*; requests that have arrived whole are answered.
+    may send one more request within *drain_seconds*; requests that have arrived whole are answered. SIGINT
+    says that nobody takes over, so there is nobody to wait for: connections without a request close at once.
     """
 
     def __init__(
@@ -90,6 +92,8 @@ class Server(uvicorn.Server):
         """Begin to drain at the first signal; at the second, end here and now."""
         if self.should_exit:
             os._exit(128 + sig)
+        if sig == signal.SIGINT:
+            self._drain_seconds = 0.0
         self._app.draining = True
         self.should_exit = True
 

@@ -183,7 +183,9 @@ class Process:
         release, _ = files.read()
         mine = [files.revision(r.id) for r in release.revisions]
         for revision in mine:
-            _signal(revision, signal.SIGTERM)
+            _signal(
+                revision, signal.SIGINT
+            )  # nobody takes over: requests in flight end, idle clients are not waited for
         for revision in mine:
             _wait_end(revision)
         (files.root / "release.json").unlink(missing_ok=True)
@@ -220,6 +222,7 @@ class _Launch:
                     ],
                     setsid=True,
                     setsigmask=[],
+                    setsigdef=[signal.SIGINT],
                 )
                 self.files.pid_file.write_text(str(self.pid))
         except BaseException:
@@ -239,7 +242,7 @@ class _Launch:
                 "mlopsnb.serving",
                 str(self.files.package),
             ),  # -P: not from the notebook's folder
-            *("--name", self.name, "--version", str(self.revision.id)),
+            *("--name", self.name, "--version", _model_version(self.revision)),
             *("--uds", str(self.files.http), "--control", str(self.files.control)),
             *("--ready-fd", str(_CHILD_READY_FD), "--alive-fd", str(_CHILD_ALIVE_FD)),
         ]
@@ -270,6 +273,12 @@ class _Launch:
         lines = self.files.last_lines()
         log = "\n  last lines of its log:\n    " + "\n    ".join(lines) if lines else ""
         return NotReady(f"revision {self.revision.id} of {self.name!r} {what}{log}", hint=hint)
+
+
+def _model_version(revision: Revision) -> str:
+    """Return what clients see as the version: that of `models:/fraud/3`, or the revision's number."""
+    tail = revision.source.rpartition("/")[2]
+    return tail if revision.source.startswith("models:/") and tail else str(revision.id)
 
 
 def _observed(revision: Revision, files: RevisionFiles) -> Revision:

@@ -51,7 +51,7 @@ def state(tmp_path):
     yield directory
     for deployment in ml.deployments():
         deployment.delete()
-    gone, alive = psutil.wait_procs(servers(directory), timeout=10)
+    _, alive = psutil.wait_procs(servers(directory), timeout=10)
     assert not alive
 
 
@@ -132,7 +132,7 @@ def test_redeploy_and_rollback_fail_no_request(state):
         for client in clients:
             client.join(30)
     assert failures == []
-    assert set(answers) == {"1", "2", "3"}
+    assert set(answers) == {"1", "2"}
     assert len(answers) > 100
     assert again.url == url
     assert [(r.state, r.note) for r in again.history()] == [
@@ -275,8 +275,8 @@ def test_two_deploys_of_one_name_at_once(state, tmp_path):
         t.start()
     for t in threads:
         t.join(120)
-    assert sorted(map(str, outcomes))[0] == "1"
-    assert f"another deploy of 'twice' is under way (process {os.getpid()})" in sorted(map(str, outcomes))[1]
+    assert "1" in map(str, outcomes)
+    assert any(f"another deploy of 'twice' is under way (process {os.getpid()})" in str(o) for o in outcomes)
     assert ml.get("twice").status == "ready"
 
 

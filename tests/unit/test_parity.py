@@ -124,12 +124,8 @@ def test_a_missing_output_and_an_extra_one_are_differences():
 
 
 def test_a_different_shape_says_both():
-    with pytest.raises(
-        ParityError, match=r"worst on the golden example: original float64\[2\], export float32\[1\]$"
-    ):
-        error = parity.failure(parity.compare({"y": np.ones(2)}, {"y": np.ones(1, "float32")}))
-        error.hint = ""
-        raise error
+    error = parity.failure(parity.compare({"y": np.ones(2)}, {"y": np.ones(1, "float32")}))
+    assert error.message.endswith("worst on the golden example: original float64[2], export float32[1]")
 
 
 def test_an_export_that_refuses_a_dtype_is_noted_and_one_that_refuses_a_batch_fails():

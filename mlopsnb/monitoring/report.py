@@ -1,0 +1,205 @@
+"""What a comparison found: frozen records, and the ways to read them.
+
+The records decide nothing and hold no data but small summaries; the page and the figures are made elsewhere, and
+pandas and matplotlib are loaded only by the methods that return their objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mlopsnb.errors import GateRejected, UserError, nearest
+from mlopsnb.extras import need
+from mlopsnb.monitoring.shapes import Histogram, listed, printable
+
+State = Literal["ok", "shift", "drift", "no-data", "skipped"]
+SYMBOLS: dict[State, str] = {"ok": "✓", "shift": "~", "drift": "▲", "no-data": "?", "skipped": "-"}
+
+MOST_ROWS = 50
+"""So many features are shown at most in text and on a page; `to_frame` has them all."""
+
+_MOST_NAMES = 20
+_COLUMNS = (
+    *("feature", "kind", "state", "effect", "q_value", "p_value", "statistic"),
+    *("missing_reference", "missing_current", "new_levels", "note"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureDrift:
+    """One feature, or one output of the model, compared.
+
+    `kind` is `numeric`, `category`, `output` or `other`; `statistic` names the effect: `wasserstein` (in standard
+    deviations of the reference), `jensen-shannon` (0 to 0.83), or nothing. `effect` and both p- and q-values are
+    None where there was nothing to measure. Missing shares are 0 to 1; `missing_move` is how far that share moved,
+    in units of what counts as drift, and 0 unless it does.
+    """
+
+    feature: str
+    kind: str
+    threshold: float
+    state: State = "ok"
+    effect: float | None = None
+    statistic: str = ""
+    p_value: float | None = None
+    q_value: float | None = None
+    missing_reference: float = 0.0
+    missing_current: float = 0.0
+    missing_p_value: float | None = None
+    missing_q_value: float | None = None
+    missing_move: float = 0.0
+    new_levels: int = 0
+    note: str = ""
+    histogram: Histogram | None = None
+
+    @property
+    def severity(self) -> float:
+        """How far beyond what counts as drift, 1 being just there; -1 if nothing was measured."""
+        by_effect = -1.0 if self.effect is None else self.effect / self.threshold
+        return max(by_effect, self.missing_move or -1.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class DriftReport:
+    """The features of two samples compared, the model's outputs first, then the most drifted first."""
+
+    rows: tuple[FeatureDrift, ...]
+    reference_rows: int
+    current_rows: int
+    threshold: float
+    q: float
+
+    @property
+    def drifted(self) -> tuple[str, ...]:
+        """The names of the features and outputs that drifted, the worst first within each."""
+        return tuple(row.feature for row in self.rows if row.state == "drift")
+
+    @property
+    def state(self) -> State:
+        """The worst state there is; `no-data` only if nothing at all could be compared."""
+        found = {row.state for row in self.rows}
+        return next(state for state in ("drift", "shift", "ok", "no-data", "skipped") if state in found)
+
+    @property
+    def verdict(self) -> str:
+        """The whole report in one sentence."""
+        sizes = f"{self.reference_rows} against {self.current_rows} rows"
+        if self.state in ("no-data", "skipped"):
+            return f"{self.state}: nothing could be compared, {sizes}"
+        groups = [[r for r in self.rows if (r.kind == "output") == outputs] for outputs in (True, False)]
+        hits = [(sum(row.state == "drift" for row in group), _plural(group)) for group in groups if group]
+        drifted = [f"{n} of {what}" for n, what in hits if n] or [
+            "none of " + " and ".join(w for _, w in hits)
+        ]
+        parts = [f"{' and '.join(drifted)} drifted"]
+        worst = max(self.rows, key=lambda row: (row.state == "drift", row.severity))
+        if worst.state == "drift":
+            parts[0] += f" (worst: {printable(worst.feature)}, {_why(worst)})"
+        counts = {state: sum(row.state == state for row in self.rows) for state in SYMBOLS}
+        told: dict[State, str] = {
+            "shift": "shifted slightly",
+            "no-data": "without data",
+            "skipped": "skipped",
+        }
+        parts += [f"{counts[state]} {words}" for state, words in told.items() if counts[state]]
+        return f"{self.state}: {', '.join([*parts, sizes])}"
+
+    def to_frame(self) -> Any:
+        """Return all rows as a pandas DataFrame; what was not measured is NaN."""
+        pandas = need("pandas", extra="monitoring")
+        frame = pandas.DataFrame([[getattr(row, c) for c in _COLUMNS] for row in self.rows], columns=_COLUMNS)
+        return frame.astype({"effect": "float64", "q_value": "float64", "p_value": "float64"})
+
+    def assert_ok(self) -> None:
+        """Raise `GateRejected`, which names what drifted, if anything did."""
+        if self.drifted:
+            names = listed([printable(name) for name in self.drifted], _MOST_NAMES)
+            raise GateRejected(
+                f"drifted: {names}; {self.verdict}",
+                hint="report.to_frame() has every feature, report.figure(name) shows one",
+            )
+
+    def find(self, feature: str) -> FeatureDrift:
+        """Return the row of *feature*; an output comes before a feature of the same name.
+
+        Raises `UserError`, with the nearest name, if there is none.
+        """
+        for row in self.rows:
+            if row.feature == feature:
+                return row
+        names = [row.feature for row in self.rows]
+        raise UserError(
+            f"no feature named {feature!r}; there are {listed(names, _MOST_NAMES)}",
+            hint=nearest(feature, names),
+        )
+
+    def plot(self, top: int = 8) -> Any:
+        """Return a matplotlib Figure with the histograms of the *top* ranked features, both sides overlaid."""
+        from mlopsnb.monitoring.plots import overview
+
+        return overview(self, top)
+
+    def figure(self, feature: str) -> Any:
+        """Return a matplotlib Figure of one *feature*: histogram and ECDF, or the shares of its levels."""
+        from mlopsnb.monitoring.plots import single
+
+        return single(self.find(feature))
+
+    def __str__(self) -> str:
+        header = ("", "feature", "kind", "state", "effect", "q", "missing", "new", "note")
+        table = [header, *(_cells(row) for row in self.rows[:MOST_ROWS])]
+        widths = [max(len(line[i]) for line in table) for i in range(len(header))]
+        lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in table]
+        hidden = len(self.rows) - MOST_ROWS
+        more = [f"and {hidden} more; to_frame() has them all"] if hidden > 0 else []
+        return "\n".join([self.verdict, "", *lines, *more])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        from mlopsnb.monitoring.page import page
+
+        return page(self)
+
+
+def _plural(group: Sequence[FeatureDrift]) -> str:
+    noun = "output" if group[0].kind == "output" else "feature"
+    return f"{len(group)} {noun}{'' if len(group) == 1 else 's'}"
+
+
+def _why(row: FeatureDrift) -> str:
+    if row.effect is None or row.missing_move > row.effect / row.threshold:
+        return f"missing {row.missing_reference:.0%} to {row.missing_current:.0%}"
+    return f"effect {row.effect:.2f}"
+
+
+def _cells(row: FeatureDrift) -> tuple[str, ...]:
+    return (
+        SYMBOLS[row.state],
+        printable(row.feature),
+        row.kind,
+        row.state,
+        number(row.effect),
+        number(row.q_value),
+        missing(row),
+        str(row.new_levels or ""),
+        printable(row.note, 100),
+    )
+
+
+def number(value: float | None) -> str:
+    """Return a measure as people read it: three digits, tiny ones as ``<0.001``, nothing if it was not measured."""
+    if value is None:
+        return ""
+    if 0 < value < 0.001:
+        return "<0.001"
+    return f"{value:.3f}" if value < 100 else f"{value:.3g}"
+
+
+def missing(row: FeatureDrift) -> str:
+    """Return the missing shares of both sides, or nothing if nothing is missing."""
+    if row.missing_reference == row.missing_current == 0:
+        return ""
+    return f"{row.missing_reference:.1%} → {row.missing_current:.1%}"

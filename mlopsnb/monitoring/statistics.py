@@ -1,0 +1,201 @@
+"""The statistics of drift: numbers in, numbers out, each with its source.
+
+Pure: no frames, no verdicts, no plots, and no warnings. Samples come sorted, because sorting once is what makes
+the rest cheap; scipy is loaded only for the two tail functions that numpy lacks.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from mlopsnb.extras import need
+
+Array = np.ndarray[Any, Any]
+
+EXACT_ROWS = 1000
+"""Up to so many rows in both samples together the KS p-value is exact; its cost grows with their square."""
+
+MIN_EXPECTED = 5.0
+"""Levels that either side would hold fewer than so many times are merged (Cochran 1954)."""
+
+
+def ks_statistic(x: Array, y: Array) -> float:
+    """Return the two-sample Kolmogorov-Smirnov distance, the largest gap between two empirical CDFs (0 to 1).
+
+    *x* and *y* are sorted, finite and not empty. Source: Smirnov 1939; ties as in `scipy.stats.ks_2samp`.
+    """
+    if len(x) > len(y):
+        x, y = y, x
+    n, m = len(x), len(y)
+    rank = np.arange(n, dtype=np.int64)
+    # The smaller sample's CDF is ahead most just after one of its own points, behind most just before one.
+    ahead = (rank + 1) * m - np.searchsorted(y, x, "right") * n
+    behind = np.searchsorted(y, x, "left") * n - rank * m
+    return max(int(ahead.max()), int(behind.max()), 0) / (n * m)
+
+
+def ks_p_value(statistic: float, n: int, m: int) -> float:
+    """Return the two-sided p-value of a KS *statistic* of samples of *n* and *m* rows.
+
+    Exact up to `EXACT_ROWS` rows (Hodges 1958), otherwise Kolmogorov's limit with Stephens's correction (Stephens
+    1970), which stays within 0.02 of the exact value, and within a tenth of it where that is below 0.1.
+    """
+    if n + m <= EXACT_ROWS:
+        return _ks_exact(round(statistic * n * m), n, m)
+    root = math.sqrt(n * m / (n + m))
+    special = need("scipy.special", extra="monitoring")
+    return float(special.kolmogorov((root + 0.12 + 0.11 / root) * statistic))
+
+
+def _ks_exact(gap: int, n: int, m: int) -> float:
+    """Return the chance that |i*m - j*n| ever reaches *gap* while all rows of two samples are drawn in turn.
+
+    `alive[i]` is the chance that i rows of the smaller sample were drawn and the walk never got so far. What
+    leaves is summed, rather than what stays subtracted from 1, so that tiny p-values keep their digits.
+    """
+    n, m = min(n, m), max(n, m)
+    total, left = n + m, 0.0
+    drawn = np.arange(n + 2, dtype=np.float64)
+    alive = np.zeros(n + 2)
+    alive[0] = 1.0
+    low = high = 0
+    for k in range(total):
+        here = slice(low, high + 1)
+        share = alive[here] / (total - k)
+        alive[here] = share * (m - k + drawn[here])
+        alive[low + 1 : high + 2] += share * (n - drawn[here])
+        high = min(high + 1, n)
+        if low < ((k + 1) * n - gap) // total + 1:
+            left += float(alive[low])
+            alive[low] = 0.0
+            low += 1
+        if high > -(-((k + 1) * n + gap) // total) - 1:
+            left += float(alive[high])
+            alive[high] = 0.0
+            high -= 1
+        if low > high:
+            break
+    return min(left, 1.0)
+
+
+def wasserstein(x: Array, y: Array) -> float:
+    """Return the Wasserstein-1 distance, the area between two empirical CDFs, in the samples' own unit.
+
+    *x* and *y* are sorted, finite and not empty. Source: Vallender 1974; equal to
+    `scipy.stats.wasserstein_distance`.
+    """
+    n, m = len(x), len(y)
+    if n == m:
+        return float(np.abs(x - y).mean())
+    both = np.concatenate([x, y])
+    order = np.argsort(both, kind="stable")  # merges two sorted runs in one pass
+    ahead = np.abs(np.cumsum(np.where(order < n, m, -n)))[:-1]
+    return float((np.diff(both[order]) * (ahead / (n * m))).sum())
+
+
+def wasserstein_effect(reference: Array, current: Array) -> float:
+    """Return the Wasserstein-1 distance in standard deviations of the reference, both sides winsorised.
+
+    Both are clipped at the reference's 0.1 % and 99.9 % quantiles first, so that one outlier cannot make or hide
+    drift. A reference with no spread between these is taken as it is. Sorted, finite, not empty; the reference
+    is not constant. Source: the normed distance of Evidently's default test, winsorised (Tukey 1962).
+    """
+    last = len(reference) - 1
+    low, high = reference[math.floor(0.001 * last)], reference[math.ceil(0.999 * last)]
+    if low < high:
+        reference, current = np.clip(reference, low, high), np.clip(current, low, high)
+    largest = max(abs(s[i]) for s in (reference, current) for i in (0, -1))
+    if not 1e-100 < largest < 1e100:
+        # Neither a square nor a difference may overflow or vanish; scaling by a power of two is exact.
+        exponent = -math.frexp(largest)[1]
+        reference, current = np.ldexp(reference, exponent), np.ldexp(current, exponent)
+    spread = float((reference - reference[0]).std())
+    return wasserstein(reference, current) / spread if spread > 0 else 0.0
+
+
+def merge_rare(reference: Array, current: Array) -> tuple[Array, Array]:
+    """Return two rows of counts with the rare levels merged into one, the last.
+
+    A level is rare if either side would be expected to hold fewer than `MIN_EXPECTED` of it were both sides
+    alike. If all rare ones together still are, they join the smallest other level. Source: Cochran 1954.
+    """
+    a, b = np.asarray(reference, np.float64), np.asarray(current, np.float64)
+    expected = (a + b) * (min(a.sum(), b.sum()) / max(a.sum() + b.sum(), 1.0))
+    kept = expected >= MIN_EXPECTED
+    rest = (float(a[~kept].sum()), float(b[~kept].sum()))
+    rest_expected = float(expected[~kept].sum())
+    a, b, expected = a[kept], b[kept], expected[kept]
+    if sum(rest) == 0:
+        return a, b
+    if rest_expected >= MIN_EXPECTED or not len(a):
+        return np.append(a, rest[0]), np.append(b, rest[1])
+    smallest = int(expected.argmin())
+    a[smallest] += rest[0]
+    b[smallest] += rest[1]
+    return a, b
+
+
+def chi_squared(reference: Array, current: Array) -> tuple[float, float]:
+    """Return the two-sample chi-squared statistic and its p-value for the counts of the same levels on two sides.
+
+    Pooled, so that the reference counts as a sample too, and with rare levels merged (`merge_rare`). A single
+    level gives (0, 1). Source: Pearson 1900; equal to `scipy.stats.chi2_contingency(correction=False)`.
+    """
+    a, b = merge_rare(reference, current)
+    if len(a) < 2:
+        return 0.0, 1.0
+    n, m = float(a.sum()), float(b.sum())
+    statistic = float(((a * math.sqrt(m / n) - b * math.sqrt(n / m)) ** 2 / (a + b)).sum())
+    special = need("scipy.special", extra="monitoring")
+    return statistic, float(special.chdtrc(len(a) - 1, statistic))
+
+
+def js_distance(reference: Array, current: Array) -> float:
+    """Return the debiased Jensen-Shannon distance of two rows of counts (natural logarithm; 0 to 0.83).
+
+    The root of the divergence (Lin 1991), less what sampling alone adds to it, (k-1)(1/n+1/m)/8 for k levels met
+    (Grosse et al. 2002); without that many levels look like drift. Neither side may be all zero.
+    """
+    a, b = np.asarray(reference, np.float64), np.asarray(current, np.float64)
+    n, m = float(a.sum()), float(b.sum())
+    met = (a + b) > 0
+    p, q = a[met] / n, b[met] / m
+    middle = (p + q) / 2
+    divergence = (_relative_entropy(p, middle) + _relative_entropy(q, middle)) / 2
+    bias = (len(p) - 1) * (1 / n + 1 / m) / 8
+    return math.sqrt(max(divergence - bias, 0.0))
+
+
+def _relative_entropy(p: Array, base: Array) -> float:
+    some = p > 0
+    return float((p[some] * np.log(p[some] / base[some])).sum())
+
+
+def two_proportions(hits: int, n: int, other_hits: int, m: int) -> float:
+    """Return the two-sided p-value that two shares, *hits* of *n* and *other_hits* of *m*, are equal.
+
+    The pooled z-test. Source: Fleiss, Statistical Methods for Rates and Proportions; equal to the chi-squared
+    test of the two-by-two table without Yates's correction.
+    """
+    pooled = (hits + other_hits) / (n + m)
+    variance = pooled * (1 - pooled) * (1 / n + 1 / m)
+    if variance <= 0:
+        return 1.0
+    return math.erfc(abs(hits / n - other_hits / m) / math.sqrt(2 * variance))
+
+
+def q_values(p_values: Array) -> Array:
+    """Return Benjamini-Hochberg adjusted p-values, in the order given.
+
+    Calling all with q <= 0.05 significant keeps the expected share of false ones among them at 5 %. Source:
+    Benjamini and Hochberg 1995; equal to `scipy.stats.false_discovery_control`.
+    """
+    p = np.asarray(p_values, np.float64)
+    order = np.argsort(p)
+    scaled = p[order] * (len(p) / np.arange(1, len(p) + 1))
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
+    return adjusted

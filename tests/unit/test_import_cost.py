@@ -1,0 +1,102 @@
+"""What importing and loading mlopsnb pulls in, seen from fresh interpreters."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {
+    *(
+        "torch",
+        "tensorflow",
+        "keras",
+        "mlflow",
+        "docker",
+        "kubernetes",
+        "matplotlib",
+        "pandas",
+        "scipy",
+        "sklearn",
+    ),
+    *("httpx", "uvicorn", "ipywidgets"),
+}
+SHELL = (
+    "from IPython.core.interactiveshell import InteractiveShell as S\n"
+    "from traitlets.config import Config\n"
+    "shell = S.instance(config=Config({'HistoryManager': {'enabled': False}}))\n"
+)
+
+
+def run(code, *options, **environment):
+    import os
+
+    done = subprocess.run(
+        [sys.executable, *options, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def loaded_by(code, tmp_path):
+    report = "\nimport sys\nprint(*sorted({m.partition('.')[0] for m in sys.modules}), sep='\\n')"
+    done = run(code + report, IPYTHONDIR=str(tmp_path))
+    assert done.stderr == ""
+    return set(done.stdout.split())
+
+
+def test_import_loads_nothing_heavy(tmp_path):
+    loaded = loaded_by("import mlopsnb; dir(mlopsnb)", tmp_path)
+    assert "mlopsnb" in loaded
+    assert loaded & {*HEAVY, "numpy", "IPython"} == set()
+
+
+def test_load_ext_loads_nothing_heavy_and_is_silent(tmp_path):
+    loaded = loaded_by(SHELL + "shell.run_line_magic('load_ext', 'mlopsnb')", tmp_path)
+    assert "mlopsnb" in loaded
+    assert loaded & {*HEAVY, "numpy"} == set()
+
+
+def test_help_and_overview_and_completion_of_options_load_nothing_heavy(tmp_path):
+    code = (
+        SHELL + "shell.run_line_magic('load_ext', 'mlopsnb')\n"
+        "str(shell.run_line_magic('mlopsnb', ''))\n"
+        "[m for m in shell.Completer.custom_matchers][0]\n"
+        "from mlopsnb.notebook.completion import offer\n"
+        "assert offer('%deploy --f', {}, list).values == ('--format',)\n"
+        "assert offer('%deploy x --format t', {}, list).values\n"
+    )
+    assert loaded_by(code, tmp_path) & {*HEAVY, "numpy"} == set()
+
+
+def test_load_ext_is_fast(tmp_path):
+    code = (
+        SHELL + "import time\n"
+        "times = time.perf_counter()\n"
+        "shell.run_line_magic('load_ext', 'mlopsnb')\n"
+        "print(time.perf_counter() - times)"
+    )
+    fastest = min(float(run(code, IPYTHONDIR=str(tmp_path)).stdout) for _ in range(3))
+    assert fastest < 0.15
+
+
+def test_importing_costs_less_than_numpy_does():
+    pytest.importorskip("numpy")
+
+    def seconds(module):
+        code = f"import time; t = time.perf_counter(); import {module}; print(time.perf_counter() - t)"
+        return min(float(run(code).stdout) for _ in range(3))
+
+    assert seconds("mlopsnb") < seconds("numpy")
+
+
+@pytest.mark.parametrize("name", ["IPython", "numpy", "torch", "mlflow"])
+def test_import_works_without(name):
+    run(
+        f"import sys; sys.modules[{name!r}] = None; import mlopsnb, mlopsnb.errors, mlopsnb.records, mlopsnb.settings"
+    )
