@@ -96,8 +96,7 @@ def to_array(value: object, where: str = "the value") -> Array:
     """
     torch = loaded("torch")
     if torch is not None and isinstance(value, torch.Tensor):
-        value = value.detach().cpu()
-        value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()  # type: ignore[attr-defined]
+        value = _tensor_values(torch, value)
     elif is_frame(value):
         value = _frame_values(value, where)
     elif hasattr(value, "numpy") and callable(value.numpy):
@@ -107,6 +106,11 @@ def to_array(value: object, where: str = "the value") -> Array:
     except (ValueError, TypeError) as exc:
         raise UserError(f"{where} is no array: {exc}", hint="all rows must have the same shape") from exc
     return _servable(array, where)
+
+
+def _tensor_values(torch: Any, tensor: Any) -> Any:
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()  # numpy has no bfloat16
 
 
 def _servable(array: Array, where: str) -> Array:
@@ -158,7 +162,8 @@ def dtype_name(array: Array) -> str:
 
 def rows_of(arrays: Mapping[str, Array]) -> int:
     """Return how many rows the named *arrays* hold."""
-    return next(a.shape[0] for a in arrays.values() if a.ndim)
+    rows: int = next(a.shape[0] for a in arrays.values() if a.ndim)
+    return rows
 
 
 def take_rows(arrays: Mapping[str, Array], rows: int) -> dict[str, Array]:

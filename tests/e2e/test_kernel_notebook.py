@@ -213,7 +213,7 @@ def test_a_saved_notebook_keeps_html_and_text_only(environment, tmp_path):
     assert error.ename == "RuntimeError"
     assert "widgets" not in book.metadata
     page, _ = HTMLExporter().from_notebook_node(book)
-    assert "start the server" in page
+    assert "start\u00a0the\u00a0server" in page
     assert "Model not found" not in page
 
 

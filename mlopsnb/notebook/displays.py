@@ -1,0 +1,386 @@
+"""How records look in a notebook, as HTML and as text. Pure functions of the records, but for the sizes of files.
+
+Records stay free of Jupyter: the functions here are registered by the names of the classes, which are not imported.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from shlex import quote
+from typing import Any, Protocol
+
+from mlopsnb.manifest import EXAMPLE_FILE, read_example
+from mlopsnb.notebook.tables import Badge, Code, Row, card, folded, html_table, preformatted, text_table
+
+LOG_LINES = 200
+"""Lines of a log that are shown; the text itself is whole."""
+
+_STATES = {
+    "ready": "✓",
+    "running": "✓",
+    "starting": "▸",
+    "stopped": "○",
+    "failed": "✗",
+    "not ready": "✗",
+    "deleted": "○",
+}
+
+
+SHORT = 600
+"""Characters that a request may have to be shown as a command."""
+
+
+class _Spec(Protocol):
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+    feature_names: tuple[str, ...]
+
+
+def spec_text(spec: _Spec) -> str:
+    """Return one tensor as `float32 [rows, 4]`."""
+    axes = ["any" if size is None else str(size) for size in spec.shape]
+    if spec.shape and spec.shape[0] is None:
+        axes[0] = "rows"
+    return f"{spec.dtype} [{', '.join(axes)}]"
+
+
+def size_text(size: int) -> str:
+    """Return a number of bytes for people: `812 B`, `3.4 MB`."""
+    amount = float(size)
+    for unit in ("B", "kB", "MB", "GB"):
+        if amount < 999.5 or unit == "GB":
+            return f"{amount:.0f} {unit}" if unit == "B" or amount >= 100 else f"{amount:.1f} {unit}"
+        amount /= 1000
+    raise AssertionError("the last unit takes every size")
+
+
+def directory_size(path: Path) -> int | None:
+    """Return the bytes in the files below *path*, or None if it is not there."""
+    if not path.is_dir():
+        return None
+    return sum((Path(root) / name).stat().st_size for root, _, names in os.walk(path) for name in names)
+
+
+# ---- artifact
+
+
+def _artifact_facts(artifact: Any) -> list[Row]:
+    size = directory_size(artifact.path)
+    return [
+        ("format", artifact.format),
+        ("digest", Code(artifact.digest)),
+        ("size", size_text(size) if size is not None else "the files are gone"),
+        ("files", Code(str(artifact.path))),
+    ]
+
+
+def _signature_rows(signature: Any) -> list[Row]:
+    return [
+        (role, spec.name, spec_text(spec))
+        for role, specs in (("input", signature.inputs), ("output", signature.outputs))
+        for spec in specs
+    ]
+
+
+def _parity_rows(parity: Any) -> list[Row]:
+    return [
+        (
+            c.case,
+            c.output,
+            Badge(*(("✓", "equal") if c.equal else ("✗", "differs"))),
+            f"{c.max_abs_error:.3g}",
+            f"{c.max_rel_error:.3g}",
+        )
+        for c in parity.checks
+    ]
+
+
+_SIGNATURE_HEADER = ("", "name", "type")
+_PARITY_HEADER = ("case", "output", "result", "max abs error", "max rel error")
+
+
+def _parity_summary(parity: Any) -> str:
+    equal = sum(c.equal for c in parity.checks)
+    return (
+        f"{equal} of {len(parity.checks)} checks equal within {parity.tolerance:g}; largest error {parity.max_abs_error:.3g} "
+        f"absolute, {parity.max_rel_error:.3g} relative"
+    )
+
+
+def _latency_summary(parity: Any) -> str:
+    return f"{parity.original_ms:.3g} ms original, {parity.exported_ms:.3g} ms exported ({parity.rows} rows)"
+
+
+def _proof_facts(parity: Any) -> list[Row]:
+    if parity is None:
+        return []
+    notes = [("note", note) for note in parity.notes]
+    return [("parity", _parity_summary(parity)), ("latency", _latency_summary(parity)), *notes]
+
+
+def artifact_html(artifact: Any) -> str:
+    """Show an `Artifact`: what it is, its signature, and the proof."""
+    facts = _artifact_facts(artifact) + _proof_facts(artifact.parity)
+    parts = [html_table(_signature_rows(artifact.signature), _SIGNATURE_HEADER, label="signature")]
+    if artifact.parity is not None:
+        checks = html_table(_parity_rows(artifact.parity), _PARITY_HEADER, label="parity checks")
+        parts.append(folded(f"{len(artifact.parity.checks)} parity checks", checks))
+    return card("Artifact", html_table(facts, label="artifact"), *parts)
+
+
+def artifact_text(artifact: Any) -> str:
+    """Show an `Artifact` as text, of the proof only what it comes to."""
+    facts = _artifact_facts(artifact) + _proof_facts(artifact.parity)
+    signature = text_table(_signature_rows(artifact.signature), _SIGNATURE_HEADER)
+    return "\n".join(["Artifact", *_indented(text_table(facts), signature)])
+
+
+# ---- model version
+
+
+def _version_rows(version: Any) -> list[Row]:
+    rows: list[Row] = [("uri", Code(version.uri)), ("digest", Code(version.digest))]
+    if version.run_id:
+        rows.append(("run", Code(version.run_id)))
+    if version.tracking_uri:
+        rows.append(("tracking server", Code(_without_password(version.tracking_uri))))
+    return [*rows, *((f"tag {key}", value) for key, value in sorted(version.tags.items()))]
+
+
+def _without_password(uri: str) -> str:
+    """Return *uri* without what stands before the `@` of its host; a tracking server's address may hold a password."""
+    return re.sub(r"(://)[^/?#]*@", r"\1", uri)
+
+
+def version_html(version: Any) -> str:
+    """Show a `ModelVersion`: its address, its run, and the tags that tell where it came from."""
+    return card(
+        f"Model {version.name}, version {version.version}",
+        html_table(_version_rows(version), label="model version"),
+    )
+
+
+def version_text(version: Any) -> str:
+    """Show a `ModelVersion` as text."""
+    title = f"Model {version.name}, version {version.version}"
+    return "\n".join([title, *_indented(text_table(_version_rows(version)))])
+
+
+# ---- deployment
+
+
+def _deployment_rows(deployment: Any) -> list[Row]:
+    rows: list[Row] = [
+        ("state", _state(deployment.status)),
+        ("target", deployment.target),
+        ("model", Code(deployment.model_version or "none")),
+        ("revision", deployment.revision or "none"),
+    ]
+    url = deployment.url
+    if url:
+        rows += [
+            ("url", Code(url)),
+            (
+                "from Python",
+                Code(f"mlopsnb.get({deployment.name!r}, target={deployment.target!r}).predict(X)"),
+            ),
+            ("from a shell", Code(_shell_command(deployment, url))),
+        ]
+    return rows
+
+
+def _shell_command(deployment: Any, url: str) -> str:
+    """Return a command that works as it stands: a prediction for one row of the golden example, if that is short."""
+    from mlopsnb.rollout import serving
+    from mlopsnb.serving.v2 import encode_request
+    from mlopsnb.tensors import take_rows
+
+    model = f"{url}/v2/models/{deployment.name}"
+    revision = serving(deployment.release)
+    if revision is not None and revision.package is not None and (revision.package / EXAMPLE_FILE).is_file():
+        inputs, _ = read_example(revision.package)
+        body = encode_request(take_rows(inputs, 1)).decode()
+        if len(body) <= SHORT:
+            return f"curl -s {quote(model + '/infer')} -d {quote(body)}"
+    return f"curl -s {quote(model)}"
+
+
+def deployment_html(deployment: Any) -> str:
+    """Show a `Deployment`: its state and how to call it."""
+    return card(f"Deployment {deployment.name}", html_table(_deployment_rows(deployment), label="deployment"))
+
+
+def deployment_text(deployment: Any) -> str:
+    """Show a `Deployment` as text."""
+    return "\n".join([f"Deployment {deployment.name}", *_indented(text_table(_deployment_rows(deployment)))])
+
+
+class _Displayed(tuple[Any, ...]):
+    """A tuple that shows itself as a table."""
+
+    __slots__ = ()
+
+    title = ""
+    header: tuple[str, ...] = ()
+    empty = ""
+
+    def rows(self) -> list[Row]:
+        """Return the cells, a row for each item."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return text_table(self.rows(), self.header) if self else self.empty
+
+    def _repr_html_(self) -> str:
+        return (
+            card(self.title, html_table(self.rows(), self.header, label=self.title))
+            if self
+            else card(self.empty)
+        )
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))
+
+
+class Listing(_Displayed):
+    """Deployments, one in each line."""
+
+    title = "Deployments"
+    header = ("name", "state", "target", "model", "revision", "url")
+    empty = "nothing is deployed"
+
+    def rows(self) -> list[Row]:
+        """Return a row for each deployment."""
+        return [
+            (
+                d.name,
+                _state(d.status),
+                d.target,
+                Code(d.model_version or ""),
+                d.revision or "",
+                Code(d.url or ""),
+            )
+            for d in self
+        ]
+
+
+class History(_Displayed):
+    """The revisions of a deployment, the newest first."""
+
+    title = "Revisions"
+    header = ("revision", "state", "model", "created", "digest", "note")
+    empty = "no revisions"
+
+    def rows(self) -> list[Row]:
+        """Return a row for each revision."""
+        return [
+            (
+                r.id,
+                _state(r.state),
+                Code(r.source),
+                r.created,
+                Code(r.digest.removeprefix("sha256:")[:12]),
+                r.note,
+            )
+            for r in sorted(self, key=lambda r: r.id, reverse=True)
+        ]
+
+
+class Plan(_Displayed):
+    """What a dry run would do, in order."""
+
+    title = "Plan (nothing was done)"
+    header = ("", "action", "details")
+    empty = "nothing to do"
+
+    def rows(self) -> list[Row]:
+        """Return a row for each action."""
+        return [(i, type(action).__name__.lower(), action_text(action)) for i, action in enumerate(self, 1)]
+
+    def __str__(self) -> str:
+        return f"{self.title}\n{super().__str__()}" if self else self.empty
+
+
+def action_text(action: Any) -> str:
+    """Say in words what one action of a plan does."""
+    match type(action).__name__:
+        case "Start":
+            return f"run revision {action.revision.id} ({action.revision.source}) beside what serves; no traffic yet"
+        case "Check":
+            return f"revision {action.revision_id} must answer its example as the original model did"
+        case "Shift":
+            return "traffic: " + ", ".join(
+                f"{share} % to revision {r}" for r, share in sorted(action.weights.items())
+            )
+        case "Stop":
+            return f"revision {action.revision_id} ends what it has in flight, then stops"
+        case "Forget":
+            return "stop all revisions and remove the name with its history"
+        case _:
+            return repr(action)
+
+
+class LogText(str):
+    """A log: the whole text for programs, the last lines for people."""
+
+    __slots__ = ()
+
+    def _shown(self) -> tuple[str, str]:
+        lines = self.splitlines()
+        left_out = len(lines) - LOG_LINES
+        note = f"… {left_out} earlier lines left out; all are in the value" if left_out > 0 else ""
+        return note, "\n".join(lines[-LOG_LINES:])
+
+    def _repr_html_(self) -> str:
+        note, text = self._shown()
+        if not text:
+            return card("the log is empty")
+        return card(note, preformatted(text, label="log")) if note else preformatted(text, label="log")
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        note, text = self._shown()
+        printer.text("\n".join(filter(None, (note, text))) or "the log is empty")
+
+
+def history_or_listing(value: tuple[Any, ...]) -> str | None:
+    """Return the HTML of a plain tuple that holds only revisions or only deployments, else None."""
+    kinds = {(type(item).__module__, type(item).__name__) for item in value}
+    if kinds == {("mlopsnb.records", "Revision")}:
+        return History(value)._repr_html_()
+    if kinds == {("mlopsnb.deployment", "Deployment")}:
+        return Listing(value)._repr_html_()
+    return None
+
+
+class Overview:
+    """Titled tables of names and values, such as `%mlopsnb` shows."""
+
+    def __init__(self, title: str, sections: Sequence[tuple[str, Sequence[tuple[str, str]]]]) -> None:
+        self.title = title
+        self.sections = sections
+
+    def __str__(self) -> str:
+        parts = [f"{name}\n" + "\n".join(_indented(text_table(rows))) for name, rows in self.sections]
+        return "\n".join([self.title, *parts])
+
+    def _repr_html_(self) -> str:
+        # A section's name stands once, before its first row.
+        shown = [
+            ("" if i else name, *row) for name, section in self.sections for i, row in enumerate(section)
+        ]
+        return card(self.title, html_table(shown, label=self.title))
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))
+
+
+def _state(state: str) -> Badge:
+    return Badge(_STATES.get(state, "?"), state)
+
+
+def _indented(*blocks: str) -> list[str]:
+    return [f"  {line}" for block in blocks if block for line in block.splitlines()]

@@ -1,0 +1,240 @@
+"""The magics as data: which there are, what they take, and which Python function each one calls.
+
+Parser, help, completion and the test against the functions' signatures all read this table; it does nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["object", "source", "deployment", "text", "int", "float", "numbers", "texts", "flag"]
+"""How an argument is read.
+
+`object` is a Python expression; `source` is one too, or a `models:/…` or `runs:/…` address; `deployment` is a variable
+that holds a deployment, or a name; `numbers` and `texts` are KEY=VALUE, repeatable, or a variable that holds a mapping.
+"""
+
+BackEnd = Literal["format", "target"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Argument:
+    """One positional argument or option. `name` is the parameter of the Python function."""
+
+    name: str
+    kind: Kind
+    help: str
+    backend: BackEnd | None = None
+    """The kind of back end whose names are offered as values."""
+
+    required: bool = False
+
+    @property
+    def flag(self) -> str:
+        """The option as it is typed."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def metavar(self) -> str:
+        """What stands for the value in the help."""
+        if self.kind in ("numbers", "texts"):
+            return "KEY=VALUE"
+        return self.name.upper()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verb:
+    """One line magic. `twin` is `module:function`, or `module:Class.method` of the deployment that comes first."""
+
+    name: str
+    twin: str
+    summary: str
+    positionals: tuple[Argument, ...] = ()
+    options: tuple[Argument, ...] = ()
+    examples: tuple[str, ...] = ()
+
+    @property
+    def on_deployment(self) -> bool:
+        """Say whether the verb is a method of the deployment that its first argument names."""
+        return "." in self.twin.partition(":")[2]
+
+    def option(self, flag: str) -> Argument | None:
+        """Return the option typed as *flag*, or None."""
+        return next((o for o in self.options if o.flag == flag), None)
+
+
+_MODEL = Argument(name="model", kind="object", help="the model: a variable or an expression")
+_DEPLOYMENT = Argument(
+    name="deployment", kind="deployment", help="a deployment's name, or a variable that holds one"
+)
+_EXAMPLE = Argument(
+    name="example",
+    kind="object",
+    help="a few rows the model takes: array, tensor, DataFrame, dict or tuple of them",
+)
+_REFERENCE = Argument(
+    name="reference", kind="object", help="training data that later traffic is compared with"
+)
+_METRICS = Argument(name="metrics", kind="numbers", help="metrics to log; repeatable, or a dict variable")
+_FORMAT = Argument(
+    name="format", kind="text", help="format of the export; chosen by the model if left out", backend="format"
+)
+_TARGET = Argument(
+    name="target", kind="text", help="where it runs; the setting `target` if left out", backend="target"
+)
+
+EXPORT = Verb(
+    name="export",
+    twin="mlopsnb.flow:export",
+    summary="Export a model and prove that the export answers as the original does.",
+    positionals=(_MODEL,),
+    options=(
+        _EXAMPLE,
+        _FORMAT,
+        Argument(name="into", kind="text", help="directory to write to; the cache if left out"),
+        Argument(name="tolerance", kind="float", help="largest error allowed; by dtype if left out"),
+    ),
+    examples=("%export model --example X_test[:5]", "artifact = %export model --example (ids, mask)"),
+)
+
+LOG_MODEL = Verb(
+    name="log_model",
+    twin="mlopsnb.flow:log",
+    summary="Log an exported model to MLflow as the next version of a registered model.",
+    positionals=(Argument(name="artifact", kind="object", help="what %export returned"),),
+    options=(
+        Argument(name="name", kind="text", help="name of the registered model", required=True),
+        _REFERENCE,
+        _METRICS,
+        Argument(name="params", kind="texts", help="parameters to log; repeatable, or a dict variable"),
+        Argument(name="tags", kind="texts", help="tags to set; repeatable, or a dict variable"),
+        Argument(name="alias", kind="text", help="alias to give the version, such as champion"),
+    ),
+    examples=("version = %log_model artifact --name fraud --metrics accuracy={acc} --alias champion",),
+)
+
+DEPLOY = Verb(
+    name="deploy",
+    twin="mlopsnb.flow:deploy",
+    summary="Serve a model. Steps that are missing (export, proof, log) are done first.",
+    positionals=(
+        Argument(
+            name="what", kind="source", help="a model, artifact, model version, models:/… or runs:/… address"
+        ),
+    ),
+    options=(
+        Argument(
+            name="name",
+            kind="text",
+            help="name of the deployment; by the variable's or the model's if left out",
+        ),
+        _EXAMPLE,
+        _REFERENCE,
+        _METRICS,
+        _FORMAT,
+        _TARGET,
+        Argument(name="port", kind="int", help="port to serve on; a free one if left out"),
+        Argument(
+            name="env",
+            kind="texts",
+            help="environment variable of the server; repeatable, or a dict variable",
+        ),
+        Argument(name="timeout", kind="float", help="seconds to wait until it is ready"),
+        Argument(name="dry_run", kind="flag", help="show what would be done, and do nothing"),
+    ),
+    examples=(
+        "%deploy model",
+        "dep = %deploy models:/fraud/3 --target process",
+        "%deploy model --example X_test[:5] --dry-run",
+    ),
+)
+
+PREDICT = Verb(
+    name="predict",
+    twin="mlopsnb.deployment:Deployment.predict",
+    summary="Ask a deployment for predictions.",
+    positionals=(
+        _DEPLOYMENT,
+        Argument(name="x", kind="object", help="rows to predict on: a variable or an expression"),
+    ),
+    options=(_TARGET,),
+    examples=("%predict fraud X_test[:3]", "y = %predict dep X_live"),
+)
+
+DEPLOYMENTS = Verb(
+    name="deployments",
+    twin="mlopsnb.deployment:deployments",
+    summary="List what is deployed.",
+    options=(_TARGET,),
+    examples=("%deployments",),
+)
+
+LOGS = Verb(
+    name="logs",
+    twin="mlopsnb.deployment:Deployment.logs",
+    summary="Show the log of a deployment.",
+    positionals=(_DEPLOYMENT,),
+    options=(
+        Argument(name="tail", kind="int", help="only the last lines"),
+        Argument(name="revision", kind="int", help="the revision to read; the one that serves if left out"),
+        _TARGET,
+    ),
+    examples=("%logs fraud --tail 50",),
+)
+
+ROLLBACK = Verb(
+    name="rollback",
+    twin="mlopsnb.deployment:Deployment.rollback",
+    summary="Serve the previous model again.",
+    positionals=(_DEPLOYMENT,),
+    options=(_TARGET,),
+    examples=("%rollback fraud",),
+)
+
+UNDEPLOY = Verb(
+    name="undeploy",
+    twin="mlopsnb.deployment:Deployment.delete",
+    summary="Stop a deployment and remove it with its history.",
+    positionals=(_DEPLOYMENT,),
+    options=(_TARGET,),
+    examples=("%undeploy fraud",),
+)
+
+DRIFT = Verb(
+    name="drift",
+    twin="mlopsnb.monitoring:drift",
+    summary="Compare two data sets and say which features drifted.",
+    positionals=(
+        Argument(name="reference", kind="object", help="the data to compare with, such as the training data"),
+        Argument(name="current", kind="object", help="the data of today"),
+    ),
+    options=(
+        Argument(name="method", kind="text", help="the statistic; by each column's type if left out"),
+        Argument(name="threshold", kind="float", help="smallest effect that counts as drift"),
+        Argument(name="q", kind="float", help="false discovery rate over all features"),
+        Argument(
+            name="outputs",
+            kind="object",
+            help="the model's answers on both: (on the reference, on the current data)",
+        ),
+    ),
+    examples=("%drift X_train X_live", "report = %drift train live --threshold 0.2"),
+)
+
+VERBS: dict[str, Verb] = {
+    v.name: v for v in (EXPORT, LOG_MODEL, DEPLOY, PREDICT, DEPLOYMENTS, LOGS, ROLLBACK, UNDEPLOY, DRIFT)
+}
+
+SETTINGS_VERB = "mlopsnb"
+SETTINGS_WORDS = ("set", "settings")
+SETTINGS_HELP = """Show or change mlopsnb itself.
+
+usage:
+  %mlopsnb                     version, settings, and what is installed
+  %mlopsnb settings            the settings as they are now
+  %mlopsnb set KEY=VALUE …     change settings until the kernel ends; KEY= forgets one
+"""
+
+URI_SCHEMES = ("models:/", "runs:/")
+"""How an address begins that is passed on as text."""

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlopsnb.notebook import completion
+from mlopsnb.notebook.completion import DeploymentNames, Offer, local_names, make_matcher, offer
+from mlopsnb.notebook.grammar import DEPLOY, VERBS
+
+
+class Deployment:
+    """Looks like a deployment to the completion, which goes by the class's name."""
+
+
+NAMES = {
+    "model": 1,
+    "metrics": {"a": 1},
+    "dep": Deployment(),
+    "_hidden": 1,
+    "np": pytest,
+    "Net": type,
+    "In": [],
+}
+
+
+def offered(text, deployments=("fraud", "iris")):
+    found = offer(text, NAMES, lambda: deployments)
+    return None if found is None else found.values
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("%deploy --", tuple(o.flag for o in DEPLOY.options)),
+        ("%deploy model --t", ("--target", "--timeout")),
+        ("%deploy model --target process --t", ("--timeout",)),
+        ("%deploy model --env A=1 --e", ("--example", "--env")),
+        ("x = %deploy model --form", ("--format",)),
+        ("    %deploy mo", ("model", "models:/")),
+        ("%deploy model --example m", ("model", "metrics")),
+        ("%deploy model --metrics ", ("metrics",)),
+        ("%deploy model --dry-run --target p", ("process",)),
+        ("%deploy --name x m", ("model", "metrics", "models:/")),
+        ("%predict ", ("fraud", "iris", "dep")),
+        ("%predict f", ("fraud",)),
+        ("%predict fraud m", ("model", "metrics")),
+        ("%undeploy i", ("iris",)),
+        ("%mlopsnb ", ("set", "settings")),
+        ("%mlopsnb set t", ("target=", "timeout=")),
+    ],
+)
+def test_offers(text, values):
+    assert offered(text) == values
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "deploy --f",
+        "%deploy",
+        "%other --f",
+        "print('%deploy --f",
+        "%deploy model --port ",
+        "%deploy zzz",
+        "%logs fraud x",
+    ],
+)
+def test_no_offer(text):
+    assert offered(text) is None
+
+
+@given(st.sampled_from(sorted([*VERBS, "mlopsnb"])), st.text(max_size=30))
+def test_any_text_is_survived_and_offers_begin_with_the_fragment(verb, rest):
+    found = offer(f"%{verb} {rest}", NAMES, lambda: ["fraud"])
+    assert found is None or (found.values and all(v.startswith(found.fragment) for v in found.values))
+
+
+def test_names_are_read_once_and_kept_by_the_magics():
+    reads = []
+
+    def read():
+        reads.append(1)
+        return ["iris"]
+
+    names = DeploymentNames(read)
+    names.add(["fraud"])
+    names.get()
+    names._reader.join(5)
+    assert names.get() == ["fraud", "iris"]
+    names.remove("fraud")
+    assert names.get() == ["iris"]
+    assert reads == [1]
+
+
+def test_a_slow_read_does_not_block(monkeypatch):
+    monkeypatch.setattr(completion, "_PATIENCE", 0.01)
+    go = threading.Event()
+
+    def read():
+        go.wait(10)
+        return ["late"]
+
+    names = DeploymentNames(read)
+    assert names.get() == []
+    go.set()
+    names._reader.join(5)
+    assert names.get() == ["late"]
+
+
+def test_a_failing_read_is_no_names():
+    names = DeploymentNames(lambda: 1 / 0)
+    assert names.get() == []
+
+
+def test_names_on_this_machine(monkeypatch, tmp_path):
+    monkeypatch.setenv("MLOPSNB_STATE_DIR", str(tmp_path))
+    assert local_names() == []
+
+
+def test_the_matcher_is_guarded():
+    class Context:
+        text_until_cursor = "%deploy --f"
+
+    class Broken:
+        user_ns = None
+
+    names = DeploymentNames(list)
+    assert make_matcher(Broken(), names)(Context())["completions"][0].text == "--format"
+    Context.text_until_cursor = "%deploy m"
+    assert make_matcher(Broken(), names)(Context()) == {"completions": []}
+    assert offer("%deploy --f", NAMES, list) == Offer("--f", ("--format",), "option")

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import inspect
+
+import numpy as np
+import pytest
+
+from mlopsnb.notebook.grammar import DEPLOY, DEPLOYMENTS, DRIFT, EXPORT, LOG_MODEL, LOGS, PREDICT, VERBS
+from mlopsnb.notebook.magics import dns_label, twin
+from mlopsnb.notebook.parsing import Scope, help_text, parse, read
+from mlopsnb.notebook.splitting import UsageError
+
+
+def values(verb, line, **names):
+    words = parse(verb, line)
+    scope = Scope(names)
+    return {
+        a.name: read(a, words[a.name], scope) for a in (*verb.positionals, *verb.options) if a.name in words
+    }
+
+
+def test_deploy():
+    line = "model --name fraud-{v} --example X[:2] --port {8000 + v} --env A=1 --env B='x y' --timeout 2.5 --dry-run"
+    assert values(DEPLOY, line, model="M", X=[1, 2, 3], v=3) == {
+        "what": "M",
+        "name": "fraud-3",
+        "example": [1, 2],
+        "port": 8003,
+        "env": {"A": "1", "B": "x y"},
+        "timeout": 2.5,
+        "dry_run": True,
+    }
+
+
+def test_addresses_are_text():
+    assert values(DEPLOY, "models:/fraud/{v}", v=3) == {"what": "models:/fraud/3"}
+    assert values(DEPLOY, "runs:/0123abc/model") == {"what": "runs:/0123abc/model"}
+
+
+def test_options_may_stand_anywhere():
+    assert values(PREDICT, "fraud --target process x", x=1) == {
+        "deployment": "fraud",
+        "x": 1,
+        "target": "process",
+    }
+
+
+def test_expressions():
+    assert values(EXPORT, "nets['a'] --example (x, [i for i in (x, y)])", nets={"a": 1}, x=2, y=3) == {
+        "model": 1,
+        "example": (2, [2, 3]),
+    }
+    assert values(DRIFT, "a b --q .1 --outputs ['y']", a=1, b=2) == {
+        "reference": 1,
+        "current": 2,
+        "q": 0.1,
+        "outputs": ["y"],
+    }
+
+
+def test_metrics_are_numbers_from_pairs_and_dicts():
+    line = "art --name n --metrics acc=0.97 --metrics scores --metrics f1={f1} --tags note=a=b"
+    assert values(LOG_MODEL, line, art=1, scores={"auc": np.float32(0.5)}, f1=0.25) == {
+        "artifact": 1,
+        "name": "n",
+        "metrics": {"acc": 0.97, "auc": 0.5, "f1": 0.25},
+        "tags": {"note": "a=b"},
+    }
+
+
+def test_the_innermost_name_wins():
+    assert Scope({"x": 1, "y": 2}, {"x": 3}).evaluate("x + y") == 5
+
+
+@pytest.mark.parametrize(
+    ("verb", "line", "message"),
+    [
+        (
+            DEPLOY,
+            "model --tragte process",
+            "%deploy has no option --tragte\n  hint: did you mean '--target'?",
+        ),
+        (DEPLOY, "model --nam x", "%deploy has no option --nam\n  hint: did you mean '--name'?"),
+        (DEPLOY, "model -z", "%deploy has no option -z\n  hint: %deploy? shows all"),
+        (DEPLOY, "", "%deploy: give WHAT\n  hint: %deploy? shows what it takes"),
+        (
+            DEPLOY,
+            "model other",
+            "%deploy: unrecognized arguments: other\n  hint: %deploy? shows what it takes",
+        ),
+        (LOG_MODEL, "art", "%log_model: give --name\n  hint: %log_model? shows what it takes"),
+        (DEPLOY, "modle", "no variable named 'modle'\n  hint: did you mean 'model'?"),
+        (DEPLOY, "model --name {modl}", "no variable named 'modl'\n  hint: did you mean 'model'?"),
+        (DEPLOY, "model --port 80a", "--port takes a whole number, found '80a'"),
+        (DEPLOY, "model --timeout soon", "--timeout takes a number, found 'soon'"),
+        (DEPLOY, "model --metrics acc=good", "--metrics: acc must be a number, found 'good'"),
+        (DEPLOY, "model --env model", "--env takes KEY=VALUE or a dict, found 'model' (int)"),
+        (DEPLOY, "model.x", "'model.x' gave AttributeError: 'int' object has no attribute 'x'"),
+        (DEPLOY, "'a b c'", "'a b c' is not a Python expression"),
+    ],
+)
+def test_what_is_wrong(verb, line, message):
+    with pytest.raises(UsageError) as caught:
+        values(verb, line, model=1, art=2)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("line", ["-h", "model --help", "--help"])
+def test_help_is_asked_for(line):
+    assert parse(DEPLOY, line) is None
+
+
+@pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
+def test_options_are_the_parameters_of_the_function(verb):
+    positional = [a.name for a in verb.positionals]
+    parameters = dict(inspect.signature(twin(verb)).parameters)
+    if verb.on_deployment:
+        assert positional.pop(0) == "deployment"
+        parameters.pop("self")
+        parameters["target"] = inspect.signature(twin(DEPLOYMENTS)).parameters["target"]
+    assert [*positional, *sorted(o.name for o in verb.options)] == [
+        *list(parameters)[: len(positional)],
+        *sorted(list(parameters)[len(positional) :]),
+    ]
+    optional = {o.name for o in verb.options if not o.required} - {"example"}
+    assert all(parameters[name].default is not inspect.Parameter.empty for name in optional)
+
+
+@pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
+def test_examples_in_the_help_parse(verb):
+    for example in verb.examples:
+        name, _, line = example.partition("%")[2].partition(" ")
+        assert name == verb.name
+        assert parse(verb, line) is not None
+
+
+def test_help_text():
+    assert help_text(LOGS) == (
+        "Show the log of a deployment.\n"
+        "\n"
+        "usage: %logs DEPLOYMENT [options]\n"
+        "\n"
+        "  DEPLOYMENT           a deployment's name, or a variable that holds one\n"
+        "  --tail TAIL          only the last lines\n"
+        "  --revision REVISION  the revision to read; the one that serves if left out\n"
+        "  --target TARGET      where it runs; the setting `target` if left out\n"
+        "\n"
+        "examples:\n"
+        "  %logs fraud --tail 50\n"
+        "\n"
+        "Calls mlopsnb.deployment.Deployment.logs and returns what that returns."
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("my_model", "my-model"),
+        ("Net2", "net2"),
+        ("__m__", "m"),
+        ("_", ""),
+        ("a" * 80, "a" * 63),
+        ("größe", "gr-e"),
+    ],
+)
+def test_dns_label(name, label):
+    assert dns_label(name) == label

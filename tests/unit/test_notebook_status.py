@@ -1,0 +1,279 @@
+from __future__ import annotations
+
+import threading
+from functools import reduce
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlopsnb import events
+from mlopsnb.errors import DeployError
+from mlopsnb.events import Event, report, report_progress, step
+from mlopsnb.notebook import views
+from mlopsnb.notebook.render import event_line, seconds, to_html, to_text
+from mlopsnb.notebook.status import Snapshot, StepView, advance, finish
+from mlopsnb.notebook.views import Throttle, choose, following
+
+START = Snapshot(title="%deploy net", started=0.0, notes=("example: X_test[:64]",))
+
+
+def after(*told, at=START):
+    """Fold (time, step, state, message, fraction) into a snapshot."""
+    return reduce(
+        lambda now, t: advance(now, Event(step=t[1], state=t[2], message=t[3], fraction=t[4]), t[0]), told, at
+    )
+
+
+RUN = (
+    (0.0, "export", "started", "torchscript", None),
+    (1.0, "export", "progress", "tracing <Net>", 0.5),
+    (3.2, "export", "succeeded", "1.2 MB", None),
+    (3.2, "start", "started", "revision 1", None),
+)
+
+
+def test_events_become_steps():
+    assert after(*RUN).steps == (
+        StepView(step="export", state="succeeded", started=0.0, ended=3.2, message="1.2 MB"),
+        StepView(step="start", state="started", started=3.2, message="revision 1"),
+    )
+
+
+def test_progress_keeps_what_it_does_not_say():
+    now = after(
+        (0, "start", "started", "revision 1", None),
+        (1, "start", "progress", "", 0.5),
+        (2, "start", "progress", "x", None),
+    )
+    assert now.steps == (StepView(step="start", state="progress", started=0, message="x", fraction=0.5),)
+
+
+def test_a_step_that_starts_again_is_a_new_line():
+    now = after(*RUN, (4.0, "export", "started", "", None))
+    assert [s.step for s in now.steps] == ["export", "start", "export"]
+
+
+def test_an_end_without_a_start_is_a_line_too():
+    now = after((2.0, "route", "succeeded", "done", None))
+    assert now.steps == (StepView(step="route", state="succeeded", started=2.0, ended=2.0, message="done"),)
+
+
+def test_finish_ends_what_still_runs():
+    now = finish(after(*RUN), "cancelled", 5.0)
+    assert now.outcome == "cancelled"
+    assert now.ended == 5.0
+    assert now.steps[1] == StepView(
+        step="start", state="cancelled", started=3.2, ended=5.0, message="revision 1"
+    )
+
+
+@given(
+    st.lists(
+        st.builds(
+            Event,
+            step=st.sampled_from(["export", "start", "check"]),
+            state=st.sampled_from(["started", "progress", "succeeded", "failed", "cancelled"]),
+            message=st.text(max_size=5),
+            fraction=st.none() | st.floats(0, 1),
+        ),
+        max_size=20,
+    )
+)
+def test_any_events_make_a_snapshot_that_can_be_shown_and_finished(told):
+    now = START
+    for i, event in enumerate(told):
+        now = advance(now, event, float(i))
+        assert len([s for s in now.steps if not s.over]) <= 3
+        to_html(now)
+        to_text(now)
+    assert all(s.over and s.ended >= s.started for s in finish(now, "failed", 99.0).steps)
+
+
+def test_text():
+    failed = after(
+        *RUN,
+        (4.0, "start", "progress", "loading", 0.25),
+        (5.0, "start", "failed", "no port\n  hint: use 0", None),
+    )
+    assert to_text(after(*RUN)) == (
+        "▸ %deploy net: running\n"
+        "  example: X_test[:64]\n"
+        "  ✓ export            done            3.2 s  1.2 MB\n"
+        "  ▸ start the server  running             …  revision 1"
+    )
+    assert to_text(finish(failed, "failed", 5.0)) == (
+        "✗ %deploy net: failed after 5.0 s\n"
+        "  example: X_test[:64]\n"
+        "  ✓ export            done            3.2 s  1.2 MB\n"
+        "  ✗ start the server  failed          1.8 s  no port\n"
+        "        hint: use 0"
+    )
+
+
+def test_html_says_in_words_what_it_shows_and_escapes_everything():
+    now = after(*RUN[:2], at=Snapshot(title="%deploy <b>", started=0.0, notes=("example: X['<i>']",)))
+    html = to_html(now)
+    assert html.startswith('<div role="status" ')
+    assert "▸ %deploy &lt;b&gt;: running" in html
+    assert "X[&#x27;&lt;i&gt;&#x27;]" in html
+    assert "tracing &lt;Net&gt;" in html
+    assert "▸ running" in html
+    assert "50%" in html
+    assert "<script" not in html
+    assert "<style" not in html
+
+
+def test_html_of_a_step(snapshot_of_html):
+    now = finish(
+        after((0, "check", "started", "", None), (1, "check", "succeeded", "ok", None)), "succeeded", 1.0
+    )
+    assert snapshot_of_html(to_html(now)) == (
+        "<div><div><strong>✓ %deploy net: done in 1.0 s</strong></div>"
+        "<table><tbody><tr><th>example</th><td>X_test[:64]</td></tr></tbody></table>"
+        "<table><thead><tr><th>step</th><th>state</th><th>time</th><th>details</th></tr></thead>"
+        "<tbody><tr><td>check\u00a0its\u00a0answers</td><td><span>✓ done</span></td><td>1.0\u00a0s</td><td>ok</td></tr></tbody></table></div>"
+    )
+
+
+@pytest.fixture
+def snapshot_of_html():
+    import re
+
+    return lambda html: re.sub(r"<(\w+) [^>]*>", r"<\1>", html)
+
+
+@pytest.mark.parametrize(
+    ("time", "text"),
+    [
+        (0, "0 ms"),
+        (0.04, "40 ms"),
+        (0.9996, "1.0 s"),
+        (59.94, "59.9 s"),
+        (59.96, "1 min 00 s"),
+        (125, "2 min 05 s"),
+    ],
+)
+def test_seconds(time, text):
+    assert seconds(time) == text
+
+
+def test_event_line():
+    assert (
+        event_line(Event(step="export", state="started", message="torchscript"), None)
+        == "▸ export running: torchscript"
+    )
+    assert (
+        event_line(Event(step="start", state="progress", fraction=0.5), None)
+        == "▸ start the server running 50%"
+    )
+    assert event_line(Event(step="check", state="succeeded"), 0.25) == "✓ check its answers done in 250 ms"
+
+
+class Kernel:
+    """What `choose` asks of a shell that lives in a kernel."""
+
+    kernel = object()
+
+    def __init__(self, allow_stdin):
+        self._allow_stdin = allow_stdin
+
+    def get_parent(self):
+        return {"content": {"allow_stdin": self._allow_stdin}}
+
+
+def test_choose(monkeypatch):
+    assert choose("auto", object()) == "lines"
+    assert choose("auto", Kernel(True)) == "widget"
+    assert choose("auto", Kernel(False)) == "display"
+    assert [choose(mode, Kernel(True)) for mode in ("display", "lines", "off")] == ["display", "lines", "off"]
+    monkeypatch.setitem(__import__("sys").modules, "google.colab", object())
+    assert choose("auto", Kernel(True)) == "display"
+
+
+def test_lines(capsys):
+    with following("%deploy net", mode="lines", notes=("name: net",)), step("export"):
+        report_progress("export", "tracing", 0.5)
+        report_progress("export", "tracing", 0.5)
+    out = capsys.readouterr().out.splitlines()
+    assert out[:4] == ["%deploy net", "  name: net", "  ▸ export running", "  ▸ export running 50%: tracing"]
+    assert out[4].startswith("  ✓ export done in ")
+    assert out[5].startswith("✓ %deploy net: done in ")
+
+
+def test_lines_of_another_thread_are_printed_by_the_cells_own(capsys):
+    with following("%deploy net", mode="lines"):
+        reporter = events._reporter.get()
+        thread = threading.Thread(target=reporter, args=[Event(step="start", state="started")])
+        thread.start()
+        thread.join()
+        assert capsys.readouterr().out == ""
+    assert "  ▸ start the server running\n" in capsys.readouterr().out
+
+
+def test_nothing_is_shown_for_a_call_that_reports_nothing(capsys):
+    with following("%drift a b", mode="lines"):
+        pass
+    assert capsys.readouterr().out == ""
+
+
+class Recorder(views.OffView):
+    closed: Snapshot | None = None
+
+    def close(self, now):
+        Recorder.closed = now
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome", "message"),
+    [
+        (DeployError("no port", hint="use 0"), "failed", "no port\n  hint: use 0"),
+        (KeyboardInterrupt(), "cancelled", "interrupted"),
+    ],
+)
+def test_what_is_raised_goes_on_and_is_in_the_card(monkeypatch, error, outcome, message):
+    monkeypatch.setitem(views._VIEWS, "off", Recorder)
+    with pytest.raises(type(error)), following("%deploy net", mode="off"), step("start"):
+        raise error
+    assert Recorder.closed is not None
+    assert Recorder.closed.outcome == outcome
+    assert [(s.state, s.message) for s in Recorder.closed.steps] == [(outcome, message)]
+
+
+def test_the_reporter_is_gone_afterwards(capsys):
+    with following("%deploy net", mode="lines"):
+        pass
+    report(Event(step="start", state="started"))
+    assert capsys.readouterr().out == ""
+
+
+def test_throttle_paints_the_first_at_once_and_the_last_in_the_end(monkeypatch):
+    monkeypatch.setattr(views, "INTERVAL", 0.05)
+    painted = []
+    twice = threading.Event()
+    value = 0
+
+    def paint():
+        painted.append(value)
+        if len(painted) == 2:
+            twice.set()
+
+    throttle = Throttle(paint)
+    for value in range(1, 100):  # noqa: B007  read by paint
+        throttle.request()
+    assert painted == [1]
+    assert twice.wait(5)
+    assert painted == [1, 99]
+    throttle.stop()
+
+
+def test_nothing_is_painted_after_stop():
+    painted = []
+    throttle = Throttle(lambda: painted.append(1))
+    throttle.request()
+    throttle.request()
+    timer = throttle._timer
+    throttle.stop()
+    timer.join(5)
+    throttle.request()
+    assert painted == [1]
