@@ -21,7 +21,7 @@ from mlopsnb.errors import ExportError, MlopsnbError, UnsupportedModel, UserErro
 from mlopsnb.events import step
 from mlopsnb.records import Artifact, ModelVersion, Revision, Signature
 from mlopsnb.settings import settings
-from mlopsnb.tensors import read_example, specs_of
+from mlopsnb.tensors import read_example, rows_of, specs_of, take_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -33,6 +33,12 @@ _PREFERRED = ("torchscript", "savedmodel")
 """Formats tried before the others when none is asked for: the fastest to serve of each framework."""
 
 _TRACKER = "mlflow"
+
+_EXAMPLE_ROWS = 64
+"""Rows of the example that are used: more would only take time."""
+
+_GOLDEN_VALUES = 100_000
+"""Numbers that the golden example holds at most, beyond its first row."""
 
 
 def export(
@@ -49,7 +55,7 @@ def export(
         model: a `torch.nn.Module` (in any mode; it is exported in eval mode and left as it was), a Keras
             model, or a callable `tf.Module`.
         example: a few rows that the model can predict on: an array, tensor or DataFrame of shape
-            (rows, …), or a dict or tuple of them if the model has several inputs.
+            (rows, …), or a dict or tuple of them if the model has several inputs. Its first 64 rows count.
         format: `torchscript`, `torch_export` or `savedmodel`; by default the fastest that fits.
         into: a directory to make; by default one in the cache, named by the content's digest.
         tolerance: how much an output may differ, see `mlopsnb.parity`; by default 1e-4 for float32.
@@ -59,7 +65,7 @@ def export(
         ParityError: the export differs from the original; the message names the output and the place.
         ExportError: the model cannot be exported, or the disk is full. In every case nothing is kept.
     """
-    given = read_example(example)
+    given = read_example(example).head(_EXAMPLE_ROWS)
     name = _pick_format(model, format)
     fmt: Format = plugins.create("format", name)
     with _room(into) as draft:
@@ -67,9 +73,10 @@ def export(
         files.mkdir()
         with fmt.bind(model, given) as bound:
             with step("export", name) as log:
-                parity.check_original(bound.predict, bound.inputs)
-                outputs = bound.predict(bound.inputs)
-                signature = _signature(bound, outputs)
+                following = parity.check_original(bound.predict, bound.inputs)
+                golden = take_rows(bound.inputs, _golden_rows(bound.inputs))
+                outputs = bound.predict(golden)
+                signature = _signature(bound, outputs, following)
                 exported = fmt.export(bound, files)
                 log.result = f"{name}, {_size(files)}"
             with step("verify") as log:
@@ -85,7 +92,7 @@ def export(
                     f"equals the original in {len(report.checks)} checks (max error {report.max_abs_error:.2g}), "
                     f"{report.exported_ms:.2g} ms against {report.original_ms:.2g} ms"
                 )
-        manifest.write_example(draft, bound.inputs, outputs)
+        manifest.write_example(draft, golden, outputs)
         made = manifest.Manifest(
             format=name,
             signature=signature,
@@ -113,10 +120,15 @@ def _pick_format(model: object, asked: str | None) -> str:
     raise UnsupportedModel(model)
 
 
-def _signature(bound: Bound, outputs: Tensors) -> Signature:
-    rows = next(a.shape[0] for a in bound.inputs.values() if a.ndim)
-    named = [specs_of({k: a}, free_rows=a.ndim > 0 and a.shape[0] == rows)[0] for k, a in outputs.items()]
+def _signature(bound: Bound, outputs: Tensors, following: frozenset[str]) -> Signature:
+    named = [specs_of({name: a}, free_rows=name in following)[0] for name, a in outputs.items()]
     return Signature(inputs=specs_of(bound.inputs, feature_names=bound.feature_names), outputs=tuple(named))
+
+
+def _golden_rows(inputs: Tensors) -> int:
+    """Return how many rows the golden example keeps: it is sent as JSON at every deploy, so it stays small."""
+    rows = rows_of(inputs)
+    return max(1, min(rows, _GOLDEN_VALUES * rows // max(1, sum(a.size for a in inputs.values()))))
 
 
 def _size(directory: Path) -> str:
@@ -272,7 +284,7 @@ def deploy(
     chosen = settings(target=target, timeout=timeout)
     backend: Target = plugins.create("target", chosen.target)
     name = check_name(name or _name_of(what))
-    draft = Revision(id=0, source="", digest="", created=now(), env=dict(env or {}), port=port)
+    draft = Revision(id=0, source="", digest="", created=now(), env=_checked(env), port=_checked_port(port))
     if dry_run:
         return _plan(backend, name, draft, source=_describe(what))
     with backend.claim(name), tempfile.TemporaryDirectory(prefix="mlopsnb-") as scratch:
@@ -284,6 +296,24 @@ def deploy(
         plan = _plan(backend, name, draft, source=version.uri, artifact=artifact)
         execute(backend, name, plan, timeout=chosen.timeout)
     return Deployment(name, backend, chosen.target)
+
+
+def _checked(env: Mapping[Any, Any] | None) -> dict[str, str]:
+    wrong = [k for k, v in (env or {}).items() if not isinstance(v, str) or not str(k).isidentifier()]
+    if wrong:
+        raise UserError(
+            f"env: {', '.join(map(str, wrong))} cannot be an environment variable",
+            hint='names are letters, digits and underscores; values are text, such as {"THREADS": "2"}',
+        )
+    return dict(env or {})
+
+
+def _checked_port(port: object) -> int | None:
+    if port is None or (isinstance(port, int) and not isinstance(port, bool) and 0 < port < 65536):
+        return port
+    raise UserError(
+        f"port must be a number from 1 to 65535, found {port!r}", hint="leave it out for a free one"
+    )
 
 
 def _plan(

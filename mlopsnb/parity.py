@@ -30,7 +30,11 @@ TOLERANCE: Mapping[str, float] = {"float16": 1e-2, "float32": 1e-4, "float64": 1
 
 _FLOOR = 1e-8
 _LARGE_BATCH = 64
+_LARGE_BATCH_BYTES = 64 << 20
 _SINGLE_ROWS = 8
+_VARIED_ROWS = 4
+"""Rows on which other values and dtypes are tried; a large model would take minutes for all rows of each."""
+_TIMED_ROWS = 8
 _FLOATS = ("float16", "float32", "float64")
 _INTEGERS = ("uint8", "int16", "int32", "int64")
 _TIMED_SECONDS = 0.25
@@ -51,23 +55,27 @@ class Case:
     optional: bool = False
 
 
-def batch_sizes(rows: int) -> tuple[int, ...]:
-    """Return the batch sizes tried for an example of *rows* rows: 1, 2, an odd one, a large one, and its own."""
-    return tuple(sorted({1, 2, 7, _LARGE_BATCH, rows}))
+def batch_sizes(inputs: Arrays) -> tuple[int, ...]:
+    """Return the batch sizes tried for an example: 1, 2, an odd one, its own, and a large one that fits in memory."""
+    rows = rows_of(inputs)
+    row_bytes = sum(a.nbytes for a in inputs.values()) // rows
+    large = min(_LARGE_BATCH, max(8, _LARGE_BATCH_BYTES // max(1, row_bytes)))
+    return tuple(sorted({1, 2, 7, rows, large}))
 
 
 def cases(inputs: Arrays) -> Iterator[Case]:
     """Yield the inputs to compare on: batch sizes, single rows, other values, and the dtypes of the same kind."""
     rows = rows_of(inputs)
     yield Case(name=f"the example ({rows} rows)", inputs=inputs, required=True)
-    for size in batch_sizes(rows):
+    for size in batch_sizes(inputs):
         if size != rows:
             yield Case(name=f"batch of {size}", inputs=take_rows(inputs, size), required=True)
     for row in range(1, min(rows, _SINGLE_ROWS)):
         single = {k: a[row : row + 1] if a.ndim else a for k, a in inputs.items()}
         yield Case(name=f"row {row} alone", inputs=single)
-    yield from _other_values(inputs)
-    yield from _other_dtypes(inputs)
+    few = take_rows(inputs, min(rows, _VARIED_ROWS))
+    yield from _other_values(few)
+    yield from _other_dtypes(few)
 
 
 def _other_values(inputs: Arrays) -> Iterator[Case]:
@@ -116,10 +124,12 @@ def _other_dtypes(inputs: Arrays) -> Iterator[Case]:
                 yield Case(name=f"dtype {dtype}", inputs=cast, optional=True)
 
 
-def check_original(original: Predict, inputs: Arrays) -> None:
-    """Raise `ParityError` if the original is random, or takes only the batch size of the example.
+def check_original(original: Predict, inputs: Arrays) -> frozenset[str]:
+    """Return the outputs whose first axis follows the rows; the others keep one shape.
 
-    Such a model cannot be compared, nor served: its answer would depend on chance or on its neighbours.
+    Raises `ParityError` if the original is random, or takes only the batch size of the example: it can neither be
+    compared nor served, since its answer depends on chance or on its neighbours. Raises `ExportError` if it fails
+    on the example itself.
     """
     try:
         first, second = original(inputs), original(inputs)
@@ -138,9 +148,13 @@ def check_original(original: Predict, inputs: Arrays) -> None:
                 f"{check.output!r} by up to {check.max_abs_error:.3g}",
                 hint="is dropout left on in forward (F.dropout needs training=self.training)? Seed or remove the noise",
             )
+    return _following(original, inputs, first)
+
+
+def _following(original: Predict, inputs: Arrays, first: Arrays) -> frozenset[str]:
     rows = rows_of(inputs)
-    follows = {k for k, a in first.items() if a.ndim and a.shape[0] == rows}
-    for size in batch_sizes(rows):
+    shapes = {name: {rows: a.shape} for name, a in first.items()}
+    for size in (1, 2, 7):
         try:
             outputs = original(take_rows(inputs, size))
         except Exception as exc:
@@ -148,13 +162,19 @@ def check_original(original: Predict, inputs: Arrays) -> None:
                 f"the original model bakes in the batch size: it takes {rows} rows but fails on {size}: {_short(exc)}",
                 hint="let forward read the number of rows from its input (x.shape[0], or -1 in a reshape)",
             ) from exc
-        bad = [k for k in follows if not outputs[k].ndim or outputs[k].shape[0] != size]
-        if bad:
+        for name, a in outputs.items():
+            shapes.setdefault(name, {})[size] = a.shape
+    follow = {name for name, seen in shapes.items() if all(shape[:1] == (n,) for n, shape in seen.items())}
+    for name, seen in shapes.items():
+        constant = len(set(seen.values())) == 1 and (rows == 1 or seen[rows][:1] != (rows,))
+        if name not in follow and not constant:
+            size = next(n for n, shape in seen.items() if shape[:1] != (n,))
             raise ParityError(
-                f"the original model bakes in the batch size: {size} rows in, but output {bad[0]!r} has shape "
-                f"{list(outputs[bad[0]].shape)}",
+                f"the original model bakes in the batch size, or puts the rows elsewhere: {size} rows in, but output "
+                f"{name!r} has shape {list(seen[size])}",
                 hint="the first axis of every output must follow the rows of the input",
             )
+    return frozenset(follow)
 
 
 def prove(
@@ -165,7 +185,7 @@ def prove(
     tolerance: float | None = None,
     notes: tuple[str, ...] = (),
 ) -> ParityReport:
-    """Compare *exported* with *original* on all `cases` of *inputs* and time both on the example.
+    """Compare *exported* with *original* on all `cases` of *inputs* and time both on up to 8 rows of the example.
 
     Returns the report whether or not they agree; `require` raises for one that does not.
     *tolerance* replaces the default of the dtype.
@@ -190,12 +210,13 @@ def prove(
         checks += _compare(case.name, wanted, found, _coarsest(case.inputs), tolerance)
     if refused:
         notes = (*notes, f"the original takes {', '.join(refused)} too, the export does not")
+    timed = take_rows(inputs, min(rows_of(inputs), _TIMED_ROWS))
     return ParityReport(
         checks=tuple(checks),
         tolerance=tolerance if tolerance is not None else TOLERANCE[_coarsest(inputs)],
-        original_ms=_milliseconds(original, inputs),
-        exported_ms=_milliseconds(exported, inputs),
-        rows=rows_of(inputs),
+        original_ms=_milliseconds(original, timed),
+        exported_ms=_milliseconds(exported, timed),
+        rows=rows_of(timed),
         notes=notes,
     )
 

@@ -57,7 +57,7 @@ class ParityCheck:
 class ParityReport:
     """The proof that an export equals its original.
 
-    Latencies are medians in milliseconds for the example as it was given. `notes` say what a person
+    Latencies are medians in milliseconds for one call with `rows` rows. `notes` say what a person
     should know: which capture was used, which dtypes the export refuses.
     """
 

@@ -6,13 +6,13 @@ imported its framework. The first axis of every input counts rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from mlopsnb.errors import UserError
+from mlopsnb.errors import ExportError, UserError
 from mlopsnb.extras import loaded
 from mlopsnb.records import Signature, TensorSpec
 
@@ -37,6 +37,14 @@ class Example:
     positional: tuple[Array, ...] = ()
     named: Mapping[str, Array] = field(default_factory=dict)
     feature_names: Mapping[int | str, tuple[str, ...]] = field(default_factory=dict)
+
+    def head(self, rows: int) -> Example:
+        """Return the first *rows* rows of every input."""
+        return replace(
+            self,
+            positional=tuple(a[:rows] if a.ndim else a for a in self.positional),
+            named={k: a[:rows] if a.ndim else a for k, a in self.named.items()},
+        )
 
 
 def is_frame(value: object) -> bool:
@@ -158,6 +166,40 @@ def _frame_values(frame: Any, where: str) -> Array:
 def dtype_name(array: Array) -> str:
     """Return numpy's name of the array's dtype, or `STRING` for text."""
     return STRING if array.dtype.kind in "OSU" else array.dtype.name
+
+
+def flatten_outputs(raw: object, is_tensor: Callable[[object], bool]) -> dict[str, Any]:
+    """Name what a model returned: `output`, a dict's keys, a named tuple's fields, else `output_0`, `output_1`…
+
+    What is nested is named by its path (`output_1_0`), and None left out. Raises `ExportError` for what is no tensor.
+    """
+    if is_tensor(raw):
+        return {"output": raw}
+    found = dict(_leaves(raw, ""))
+    bad = {k or "output": type(v).__name__ for k, v in found.items() if not is_tensor(v)}
+    if bad or not found:
+        what = ", ".join(f"{k}: {t}" for k, t in bad.items()) or "nothing"
+        raise ExportError(
+            f"the model must return tensors, or tuples or dicts of tensors; found {what}",
+            hint="return the tensors that a client should get",
+        )
+    return found
+
+
+def _leaves(raw: object, path: str) -> Iterator[tuple[str, object]]:
+    if raw is None:
+        return
+    if isinstance(raw, Mapping):
+        parts = {str(k): v for k, v in raw.items()}
+    elif isinstance(raw, tuple | list):
+        fields = getattr(raw, "_fields", None) or (str(i) for i in range(len(raw)))
+        parts = dict(zip(fields, raw, strict=True))
+        path = path or ("" if hasattr(raw, "_fields") else "output")
+    else:
+        yield path, raw
+        return
+    for key, value in parts.items():
+        yield from _leaves(value, f"{path}_{key}" if path else key)
 
 
 def rows_of(arrays: Mapping[str, Array]) -> int:

@@ -18,6 +18,7 @@ import numpy as np
 from mlopsnb.errors import ExportError
 from mlopsnb.extras import loaded, need
 from mlopsnb.protocols import Bound, Exported
+from mlopsnb.tensors import flatten_outputs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -148,23 +149,8 @@ def _is_tf_module(model: object) -> bool:
 
 
 def named_outputs(raw: Any) -> dict[str, Any]:
-    """Name what a call returned: `output`, `output_0`…, a named tuple's fields or a dict's keys."""
-    if isinstance(raw, Mapping):
-        found = {str(k): v for k, v in raw.items() if v is not None}
-    elif isinstance(raw, tuple | list):
-        fields = getattr(raw, "_fields", None) or [f"output_{i}" for i in range(len(raw))]
-        found = dict(zip(fields, raw, strict=True))
-    else:
-        found = {"output": raw}
-    tf = need("tensorflow", extra="tensorflow")
-    bad = {k: type(v).__name__ for k, v in found.items() if not tf.is_tensor(v)}
-    if bad or not found:
-        what = ", ".join(f"{k}: {t}" for k, t in bad.items()) or "nothing"
-        raise ExportError(
-            f"the model must return tensors, or a tuple or dict of tensors; found {what}",
-            hint="return the tensors that a client should get, without nesting",
-        )
-    return found
+    """Name the tensors that a call returned; see `flatten_outputs`."""
+    return flatten_outputs(raw, need("tensorflow", extra="tensorflow").is_tensor)
 
 
 def _name_inputs(model: Any, example: Example) -> tuple[Call, dict[str, Any], dict[str, tuple[str, ...]]]:

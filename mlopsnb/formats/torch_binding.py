@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,7 +13,7 @@ import numpy as np
 from mlopsnb.errors import ExportError, UnsupportedModel, UserError
 from mlopsnb.extras import loaded, need
 from mlopsnb.protocols import Bound
-from mlopsnb.tensors import STRING, Example, dtype_name
+from mlopsnb.tensors import STRING, Example, dtype_name, flatten_outputs
 
 if TYPE_CHECKING:
     from mlopsnb.protocols import Predict, Tensors
@@ -122,25 +122,9 @@ def to_numpy(tensor: Any) -> np.ndarray[Any, Any]:
 
 
 def named_outputs(raw: Any) -> dict[str, Any]:
-    """Name what a module returned: `output`, `output_0`…, a named tuple's fields or a dict's keys."""
+    """Name the tensors that a module returned; see `flatten_outputs`."""
     torch = need("torch", extra="torch")
-    if isinstance(raw, torch.Tensor):
-        return {"output": raw}
-    if isinstance(raw, Mapping):
-        found = {str(k): v for k, v in raw.items() if v is not None}
-    elif isinstance(raw, tuple | list):
-        fields = getattr(raw, "_fields", None) or [f"output_{i}" for i in range(len(raw))]
-        found = dict(zip(fields, raw, strict=True))
-    else:
-        found = {"output": raw}
-    bad = {k: type(v).__name__ for k, v in found.items() if not isinstance(v, torch.Tensor)}
-    if bad or not found:
-        what = ", ".join(f"{k}: {t}" for k, t in bad.items()) or "nothing"
-        raise ExportError(
-            f"forward must return tensors, or a tuple or dict of tensors; found {what}",
-            hint="return the tensors that a client should get, without nesting",
-        )
-    return found
+    return flatten_outputs(raw, lambda value: isinstance(value, torch.Tensor))
 
 
 def _parameters(module: Any) -> tuple[list[str], bool, bool]:

@@ -327,6 +327,14 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(state):
 def test_wrong_calls_say_what_is_right(state):
     with pytest.raises(ml.UserError, match="'My_Model' cannot name a deployment.*\n.*name='my-model'"):
         ml.deploy(Net(), name="My_Model", example=X)
+    with pytest.raises(ml.UserError, match="7 cannot name a deployment"):
+        ml.deploy(Net(), name=7, example=X)
+    for port in (0, 65536, "80", True):
+        with pytest.raises(ml.UserError, match="port must be a number from 1 to 65535"):
+            ml.deploy(Net(), name="m", example=X, port=port)
+    for env in ({"A": 1}, {"A=B": "c"}):
+        with pytest.raises(ml.UserError, match="cannot be an environment variable"):
+            ml.deploy(Net(), name="m", example=X, env=env)
     with pytest.raises(ml.UserError, match="a deployment needs a name"):
         ml.deploy(Net(), example=X)
     with pytest.raises(ml.UserError, match="needs an example"):

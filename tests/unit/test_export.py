@@ -111,6 +111,39 @@ def test_the_same_content_is_kept_once_and_a_given_directory_is_used(cache, tmp_
     assert kept(tmp_path / "cache" / "artifacts") == kept(cache)
 
 
+def test_a_large_example_costs_little_and_a_little_of_it_is_kept(cache):
+    artifact = export(torch.nn.Flatten(), np.ones((500, 3, 100, 100), "float32"))
+    inputs, _ = manifest.read_example(artifact.path)
+    assert inputs["input"].shape == (3, 3, 100, 100)
+    assert any(c.case == "the example (64 rows)" for c in artifact.parity.checks)
+    assert artifact.signature.inputs[0].shape == (None, 3, 100, 100)
+
+
+class Recurrent(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = torch.nn.LSTM(4, 3, batch_first=True)
+
+    def forward(self, x):
+        out, (h, c) = self.lstm(x)
+        return {"out": out, "state": (h[0], c[0])}
+
+
+@pytest.mark.parametrize("fmt", ["torchscript", "torch_export"])
+def test_nested_outputs_are_named_by_their_path(fmt, cache):
+    artifact = export(Recurrent(), np.ones((2, 5, 4)), format=fmt)
+    assert [(s.name, s.shape) for s in artifact.signature.outputs] == [
+        ("out", (None, 5, 3)),
+        ("state_0", (None, 3)),
+        ("state_1", (None, 3)),
+    ]
+
+
+def test_rows_on_another_axis_of_an_output_are_refused(cache):
+    with pytest.raises(ParityError, match="output 'output_1_0' has shape"):
+        export(torch.nn.LSTM(4, 3, batch_first=True), np.ones((2, 5, 4)))
+
+
 def test_branches_on_data_are_scripted_and_said(cache):
     artifact = export(Branches(), X, format="torchscript")
     assert any("captured by scripting" in n and "x.sum() > 0" in n for n in artifact.parity.notes)

@@ -165,6 +165,20 @@ def test_an_original_that_bakes_in_the_batch_size_is_refused(original):
         parity.check_original(original, X)
 
 
+def test_outputs_that_follow_the_rows_are_told_from_constant_ones():
+    def original(inputs):
+        x = inputs["x"]
+        return {"rows": x * 2, "constant": np.ones(3, "float32")}
+
+    for rows in (1, 4):
+        assert parity.check_original(original, {"x": X["x"][:rows]}) == {"rows"}
+
+
+def test_rows_on_another_axis_are_refused():
+    with pytest.raises(ParityError, match=r"puts the rows elsewhere: .* output 'output' has shape \[3, \d\]"):
+        parity.check_original(lambda i: {"output": i["x"].T}, X)
+
+
 def test_a_model_that_fails_on_its_example_says_so_with_the_shapes():
     def broken(inputs):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")

@@ -1,3 +1,5 @@
+from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -5,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis.extra import numpy as hnp
 
-from mlopsnb.errors import UserError
+from mlopsnb.errors import ExportError, UserError
 from mlopsnb.records import Signature, TensorSpec
-from mlopsnb.tensors import arrange, dtype_name, read_example, specs_of, take_rows, to_array
+from mlopsnb.tensors import arrange, dtype_name, flatten_outputs, read_example, specs_of, take_rows, to_array
 
 
 def signature(*specs):
@@ -126,3 +128,20 @@ def test_values_are_cast_where_nothing_is_lost():
         arrange(np.array([300]), signature(small))
     with pytest.raises(UserError, match="takes int64, found str"):
         arrange(["a"], signature(IDS))
+
+
+def test_outputs_are_named_by_their_place():
+    class Pair(NamedTuple):
+        mean: float
+        rest: object
+
+    def flat(raw):
+        return flatten_outputs(raw, lambda v: isinstance(v, float))
+
+    assert flat(1.0) == {"output": 1.0}
+    assert flat((1.0, [2.0, {"a": 3.0}], None)) == {"output_0": 1.0, "output_1_0": 2.0, "output_1_1_a": 3.0}
+    assert flat({"a": 1.0, "b": None, "c": (2.0, 3.0)}) == {"a": 1.0, "c_0": 2.0, "c_1": 3.0}
+    assert flat(Pair(1.0, Pair(2.0, 3.0))) == {"mean": 1.0, "rest_mean": 2.0, "rest_rest": 3.0}
+    for raw, found in [("x", "output: str"), ((1.0, 2), "output_1: int"), ({}, "nothing"), (None, "nothing")]:
+        with pytest.raises(ExportError, match=f"found {found}"):
+            flat(raw)
