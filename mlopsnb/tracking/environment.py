@@ -21,8 +21,9 @@ def lock(installed: Iterable[Distribution] | None = None) -> str:
     """
     found: dict[str, str] = {}
     for distribution in distributions() if installed is None else installed:
-        name = distribution.metadata["Name"]
-        if name:  # a half-removed distribution has none
+        metadata = distribution.metadata
+        if "Name" in metadata:  # a half-removed distribution has none
+            name = metadata["Name"]
             found.setdefault(
                 canonical(name), _line(name, distribution)
             )  # the first on sys.path is the one imported
