@@ -60,7 +60,11 @@ def lab(home):
             "--ip=127.0.0.1",
             f"--port={port}",
         ),
-        *("--ServerApp.port_retries=0", "--IdentityProvider.token=secret"),
+        *(
+            "--ServerApp.port_retries=0",
+            "--IdentityProvider.token=secret",
+            "--LabApp.expose_app_in_browser=True",
+        ),
     ]
     with (home / "lab.log").open("w") as log:
         server = subprocess.Popen(
@@ -105,8 +109,7 @@ def run_all(page) -> None:
     from playwright.sync_api import expect
 
     for _ in range(20):
-        page.get_by_role("menuitem", name="Run", exact=True).click()
-        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        page.evaluate("() => void jupyterapp.commands.execute('notebook:run-all-cells')")
         with contextlib.suppress(AssertionError):
             expect(page.locator(".jp-InputPrompt").first).not_to_have_text("[ ]:", timeout=2000)
             return
@@ -131,8 +134,7 @@ def test_status_is_live_while_it_runs_and_stays_readable_without_a_kernel(lab, b
     expect(page.locator(WIDGET)).to_have_count(0)
     expect(page.get_by_text("Deployment lab", exact=True)).to_be_visible()
 
-    page.keyboard.press("Control+s")
-    expect(page.locator(".jp-mod-dirty")).to_have_count(0)
+    page.evaluate("() => jupyterapp.commands.execute('docmanager:save')")
     saved = [o.get("data", {}) for o in json.loads(path.read_text())["cells"][1]["outputs"]]
     assert [sorted(data) for data in saved] == [["text/html", "text/plain"]] * 2
 

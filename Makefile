@@ -1,0 +1,46 @@
+# One command a task; `make` alone lists them. Needs Python 3.11 to 3.13 and nothing else.
+PYTHON ?= python3
+PYTEST_ARGS ?=
+
+BIN := .venv/bin
+CREATED := .venv/.created
+READY := .venv/.ready
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet
+
+.PHONY: help setup demo test check format clean
+.DEFAULT_GOAL := help
+
+help:  ## list the commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## make .venv with everything that demo, test and check need
+
+demo: $(READY)  ## run the quickstart notebook from top to bottom and say what came out
+	@$(BIN)/python tools/demo.py
+
+test: $(READY)  ## run the tests
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(READY)  ## style, types and the order of the layers
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(READY)  ## write the code in the house style
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+clean:  ## remove what the commands above have made
+	rm -rf .venv .demo .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(CREATED):
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or sys.exit("mlopsnb needs Python 3.11 to 3.13; $(PYTHON) is %d.%d. Try: make PYTHON=python3.12" % v)'
+	@$(PYTHON) -m venv .venv
+	@touch $@
+
+$(READY): $(CREATED) pyproject.toml constraints.txt
+	@echo "installing into .venv (some minutes the first time; log: .venv/install.log)"
+	@$(INSTALL) --constraint constraints.txt --editable '.[dev]' >.venv/install.log 2>&1 \
+	  || { cat .venv/install.log; echo "the installation failed, see above"; exit 1; }
+	@touch $@
