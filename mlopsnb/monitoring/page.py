@@ -23,28 +23,35 @@ _TEXT = "var(--jp-ui-font-color1, inherit)"
 _LINE = "var(--jp-border-color2, rgba(128, 128, 128, 0.4))"
 _PICTURE = (132, 30)
 _BAR = (84, 12)
-_BAR_TOP = 3.0
-"""The effect bar ends at so many thresholds."""
+_BAR_ENDS = (3.0, 12.0)
+"""The effect bars end at the largest effect of the report, but at so many thresholds at least and at most."""
 
 _STYLE = f"""<style>
 .mlopsnb-drift {{ color: {_TEXT}; font-size: 13px; overflow-x: auto; }}
 .mlopsnb-drift table {{ border-collapse: collapse; margin: 6px 0; table-layout: auto; background: transparent; color: inherit; }}
 .mlopsnb-drift caption {{ caption-side: top; text-align: left; padding: 2px 8px; color: inherit; }}
-.mlopsnb-drift th, .mlopsnb-drift td {{ text-align: left; vertical-align: middle; padding: 3px 8px; border: 0;
+.mlopsnb-drift table tr > th, .mlopsnb-drift table tr > td {{ text-align: left; vertical-align: middle; padding: 3px 8px; border: 0;
   border-bottom: 1px solid {_LINE}; background: transparent; color: inherit; white-space: nowrap; }}
-.mlopsnb-drift .number {{ text-align: right; font-variant-numeric: tabular-nums; }}
-.mlopsnb-drift .note {{ white-space: normal; min-width: 12em; max-width: 28em; }}
+.mlopsnb-drift table tr > .number {{ text-align: right; font-variant-numeric: tabular-nums; }}
+.mlopsnb-drift table tr > .note {{ white-space: normal; min-width: 12em; max-width: 28em; }}
 .mlopsnb-drift .strong {{ font-weight: 600; }}
 .mlopsnb-drift svg {{ display: inline-block; vertical-align: middle; }}
 </style>"""
 
 _HEAD = ("feature", "kind", "state", "reference and current", "effect", "", "q", "missing", "new", "note")
+_OPTIONAL = ("missing", "new", "note")
+_CLASSES = {"effect": "number", "q": "number", "new": "number", "note": "note"}
 
 
 def page(report: DriftReport) -> str:
-    """Return the HTML of *report*, at most `MOST_ROWS` of its rows."""
-    head = "".join(f'<th scope="col"{_class(i)}>{name}</th>' for i, name in enumerate(_HEAD))
-    body = "\n".join(_row(row) for row in report.rows[:MOST_ROWS])
+    """Return the HTML of *report*, at most `MOST_ROWS` of its rows; columns that say nothing are left out."""
+    shown = report.rows[:MOST_ROWS]
+    ratios = [row.effect / row.threshold for row in shown if row.effect is not None]
+    end = min(max([_BAR_ENDS[0], *ratios]), _BAR_ENDS[1])
+    rows = [_cells(row, end) for row in shown]
+    kept = [i for i, name in enumerate(_HEAD) if name not in _OPTIONAL or any(cells[i] for cells in rows)]
+    head = "".join(f'<th scope="col"{_class(i)}>{_HEAD[i]}</th>' for i in kept)
+    body = "\n".join(_row(row, cells, kept) for row, cells in zip(shown, rows, strict=True))
     hidden = len(report.rows) - MOST_ROWS
     more = f"<p>and {hidden} more; <code>to_frame()</code> has them all</p>" if hidden > 0 else ""
     legend = (
@@ -60,25 +67,32 @@ def page(report: DriftReport) -> str:
 
 
 def _class(column: int) -> str:
-    return ' class="number"' if _HEAD[column] in ("effect", "q", "new") else ""
+    """Return the attributes of a cell; text says itself that it starts at the left, for pages whose rules are stronger."""
+    name = _CLASSES.get(_HEAD[column])
+    align = "" if name == "number" else ' style="text-align:left"'
+    return f' class="{name}"{align}' if name else align
 
 
-def _row(row: FeatureDrift) -> str:
-    name = escape(printable(row.feature))
-    full = f' title="{escape(row.feature)}"' if printable(row.feature) != row.feature else ""
+def _cells(row: FeatureDrift, end: float) -> tuple[str, ...]:
     strong = ' class="strong"' if row.state == "drift" else ""
-    cells = (
+    return (
+        escape(printable(row.feature)),
         escape(row.kind),
         f"<span{strong}>{SYMBOLS[row.state]} {row.state}</span>",
         _picture(row.histogram) if row.histogram else "",
         number(row.effect),
-        _bar(row) if row.effect is not None else "",
+        _bar(row, end) if row.effect is not None else "",
         escape(number(row.q_value)),
         missing(row),
         str(row.new_levels or ""),
+        escape(printable(row.note, 200)),
     )
-    tail = "".join(f"<td{_class(i)}>{cell}</td>" for i, cell in enumerate(cells, 1))
-    return f'<tr><th scope="row"{full}>{name}</th>{tail}<td class="note">{escape(printable(row.note, 200))}</td></tr>'
+
+
+def _row(row: FeatureDrift, cells: Sequence[str], kept: Sequence[int]) -> str:
+    full = f' title="{escape(row.feature)}"' if printable(row.feature) != row.feature else ""
+    tail = "".join(f"<td{_class(i)}>{cells[i]}</td>" for i in kept[1:])
+    return f'<tr><th scope="row"{_class(0)}{full}>{cells[0]}</th>{tail}</tr>'
 
 
 def _swatch(colour: str, *, filled: bool) -> str:
@@ -119,12 +133,12 @@ def _outline(shares: Sequence[float], top: float, *, gaps: bool) -> str:
     return "".join(steps) + f"V{base}"
 
 
-def _bar(row: FeatureDrift) -> str:
-    """Return the effect as a bar with a tick at the threshold; it ends at `_BAR_TOP` thresholds."""
+def _bar(row: FeatureDrift, end: float) -> str:
+    """Return the effect as a bar with a tick at the threshold; it ends at *end* thresholds."""
     width, height = _BAR
     ratio = (row.effect or 0.0) / row.threshold
-    length = max(min(ratio / _BAR_TOP, 1.0) * (width - 2), 0.5)
-    tick = width / _BAR_TOP
+    length = max(min(ratio / end, 1.0) * (width - 2), 0.5)
+    tick = width / end
     shown = f"{row.statistic} {number(row.effect)}, threshold {row.threshold:g}"
     return (
         f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" '

@@ -15,7 +15,7 @@ _MONO = (
 _CODE = f"{_MONO};color:inherit;background:transparent;padding:0;white-space:pre-wrap;overflow-wrap:anywhere"
 _QUIET = "color:var(--jp-ui-font-color2,inherit)"
 _BORDER = "1px solid var(--jp-border-color2,#bdbdbd)"
-_CARD = f"{_FONT};color:var(--jp-ui-font-color1,inherit);margin:4px 0;max-width:60em"
+_CARD = f"{_FONT};line-height:1.4;color:var(--jp-ui-font-color1,inherit);margin:4px 0;max-width:60em"
 _TABLE = "border-collapse:collapse;margin:2px 0 6px 0;font-size:inherit;table-layout:auto"
 _CELL = "text-align:left;vertical-align:top;padding:3px 14px 3px 0;background:transparent"
 _LINE = f"border-top:{_BORDER}"
@@ -53,7 +53,8 @@ def cell(value: object) -> str:
             "✗": ";color:var(--jp-error-color1,inherit)",
         }
         return f'<span style="white-space:nowrap{colour.get(value.symbol, "")}">{text}</span>'
-    return text
+    # Some pages let text break anywhere, blanks that must not break included.
+    return f'<span style="white-space:nowrap">{text}</span>' if "\u00a0" in text else text
 
 
 def card(title: object, *parts: str, role: str = "") -> str:

@@ -80,8 +80,8 @@ def test_new_version_came_without_a_failed_request_and_kept_the_address(executed
     said = outputs(executed, "better")
     before, after = next(line for line in said.splitlines() if line.startswith("address:")).split()[1::2]
     assert before == after
-    assert "'by revision 1'" in said
-    assert "'by revision 2'" in said
+    assert "'by version 1'" in said
+    assert "'by version 2'" in said
     assert "failed: 0" in said
 
 

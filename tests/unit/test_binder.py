@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -32,13 +33,12 @@ def dockerfile():
     return done.stdout + done.stderr
 
 
+PIN = re.compile(r"\s*(?:- )?([A-Za-z0-9._-]+)==(\S+)")
+
+
 def pins(path: Path) -> dict[str, str]:
-    found = {}
-    for line in path.read_text().splitlines():
-        if line and not line.startswith("#"):
-            name, version = line.split("==")
-            found[canonicalize_name(name)] = version
-    return found
+    found = [PIN.fullmatch(line) for line in path.read_text().splitlines()]
+    return {canonicalize_name(m[1]): m[2] for m in found if m}
 
 
 def needed(*extras: str) -> set[str]:
@@ -52,25 +52,29 @@ def needed(*extras: str) -> set[str]:
 
 
 def test_packages_come_before_the_repository_and_mlopsnb_after_it(dockerfile):
-    steps = ["pip install --no-cache-dir -r", "COPY --chown=1000:1000 src/ ", "RUN ./binder/postBuild"]
+    steps = [
+        "COPY --chown=1000:1000 src/binder/environment.yml",
+        'env update -p ${NB_PYTHON_PREFIX} --file "binder/environment.yml"',
+        "COPY --chown=1000:1000 src/ ",
+        "RUN ./binder/postBuild",
+    ]
     places = [dockerfile.index(step) for step in steps]
     assert places == sorted(places)
 
 
-def test_python_is_one_that_the_package_supports(dockerfile):
-    assert (BINDER / "runtime.txt").read_text() == "python-3.11\n"
-    assert (
-        "environment-2epy-2d3-2e11" in dockerfile
-    )  # repo2docker's environment.py-3.11, as it writes file names
+def test_torch_is_the_one_without_cuda_and_python_one_that_the_package_supports():
+    lines = (BINDER / "environment.yml").read_text().splitlines()
+    assert "  - python=3.11" in lines
+    assert "  - pytorch-cpu>=2.6" in lines
 
 
 def test_pins_are_those_of_the_tested_environment():
-    tested, on_binder = pins(ROOT / "constraints.txt"), pins(BINDER / "requirements.txt")
+    tested, on_binder = pins(ROOT / "constraints.txt"), pins(BINDER / "environment.yml")
     assert on_binder == {name: tested[name] for name in on_binder}
 
 
 def test_pins_cover_what_the_quickstart_needs_and_no_more():
-    assert set(pins(BINDER / "requirements.txt")) == needed("notebook", "torch") | {"scikit-learn"}
+    assert set(pins(BINDER / "environment.yml")) == needed("notebook") | {"scikit-learn"}
 
 
 def test_tested_versions_cover_all_direct_dependencies():

@@ -132,7 +132,8 @@ def test_html_of_a_step(snapshot_of_html):
         "<div><div><strong>✓ %deploy net: done in 1.0 s</strong></div>"
         "<table><tbody><tr><th>example</th><td>X_test[:64]</td></tr></tbody></table>"
         "<table><thead><tr><th>step</th><th>state</th><th>time</th><th>details</th></tr></thead>"
-        "<tbody><tr><td>check\u00a0its\u00a0answers</td><td><span>✓ done</span></td><td>1.0\u00a0s</td><td>ok</td></tr></tbody></table></div>"
+        "<tbody><tr><td><span>check\u00a0its\u00a0answers</span></td><td><span>✓ done</span></td>"
+        "<td><span>1.0\u00a0s</span></td><td>ok</td></tr></tbody></table></div>"
     )
 
 
