@@ -21,13 +21,14 @@ from mlopsnb.errors import ExportError, MlopsnbError, UnsupportedModel, UserErro
 from mlopsnb.events import step
 from mlopsnb.records import Artifact, ModelVersion, Revision, Signature
 from mlopsnb.settings import settings
-from mlopsnb.tensors import read_example, rows_of, specs_of, take_rows
+from mlopsnb.tensors import dtype_name, read_example, rows_of, specs_of, take_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from mlopsnb.protocols import Bound, Format, Target, Tensors, Tracker
     from mlopsnb.rollout import Action
+    from mlopsnb.tensors import Example
 
 _PREFERRED = ("torchscript", "savedmodel")
 """Formats tried before the others when none is asked for: the fastest to serve of each framework."""
@@ -98,6 +99,7 @@ def export(
             signature=signature,
             files=manifest.file_digests(draft),
             requirements=exported.requirements,
+            example_dtypes=_given_dtypes(given, bound),
             python=platform.python_version(),
             created=now(),
             parity=report,
@@ -123,6 +125,12 @@ def _pick_format(model: object, asked: str | None) -> str:
 def _signature(bound: Bound, outputs: Tensors, following: frozenset[str]) -> Signature:
     named = [specs_of({name: a}, free_rows=name in following)[0] for name, a in outputs.items()]
     return Signature(inputs=specs_of(bound.inputs, feature_names=bound.feature_names), outputs=tuple(named))
+
+
+def _given_dtypes(given: Example, bound: Bound) -> dict[str, str]:
+    """Return the dtypes of the example as the user has it; MLflow will be given the same, and is strict."""
+    arrays = dict(zip(bound.inputs, given.positional, strict=True)) if given.positional else given.named
+    return {name: dtype_name(arrays.get(name, a)) for name, a in bound.inputs.items()}
 
 
 def _golden_rows(inputs: Tensors) -> int:

@@ -36,12 +36,17 @@ class BadPackage(UserError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """The content of `model.json`. `files` maps each path in the package to its `sha256:…` digest."""
+    """The content of `model.json`.
+
+    `files` maps each path in the package to its `sha256:…` digest; `example_dtypes` maps each input to the dtype in
+    which its example was given, which its signature may have narrowed.
+    """
 
     format: str
     signature: Signature
     files: Mapping[str, str]
     requirements: tuple[str, ...] = ()
+    example_dtypes: Mapping[str, str] = field(default_factory=dict)
     python: str = ""
     created: str = ""
     parity: ParityReport | None = None
@@ -56,6 +61,7 @@ class Manifest:
             "signature": dataclasses.asdict(self.signature),
             "files": dict(sorted(self.files.items())),
             "requirements": list(self.requirements),
+            "example_dtypes": dict(self.example_dtypes),
         }
         return "sha256:" + hashlib.sha256(json.dumps(core, sort_keys=True).encode()).hexdigest()
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import os
 import shutil
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,8 +48,9 @@ def save_model(*, path: str, mlflow_model: Any, artifact: Artifact, lock: str, *
     described = manifest.read(artifact.path)
     _copy_package(artifact.path, described, root / PACKAGE_DIR)
     (root / LOCK_FILE).write_text(lock, encoding="utf-8")
-    mlflow_model.signature = _signature(artifact)
     inputs, outputs = manifest.read_example(artifact.path)
+    inputs = {name: _as_given(a, described.example_dtypes.get(name)) for name, a in inputs.items()}
+    mlflow_model.signature = _signature(artifact, described)
     _save_example(mlflow_model, _input_example(inputs), path)
     data = _add_native_flavor(mlflow_model, artifact, root)
     plain = data is not None and _answers_alone(root / data, inputs, outputs)
@@ -95,11 +97,18 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _signature(artifact: Artifact) -> Any:
+def _as_given(array: Any, dtype: str | None) -> Any:
+    return array if dtype in (None, STRING) else array.astype(dtype)
+
+
+def _signature(artifact: Artifact, described: manifest.Manifest) -> Any:
+    """Describe inputs as the example was given: MLflow refuses any other dtype, and users hold what they gave."""
     from mlflow.models import ModelSignature
 
-    signature = artifact.signature
-    return ModelSignature(inputs=_schema(signature.inputs), outputs=_schema(signature.outputs))
+    inputs = [
+        replace(s, dtype=described.example_dtypes.get(s.name, s.dtype)) for s in artifact.signature.inputs
+    ]
+    return ModelSignature(inputs=_schema(inputs), outputs=_schema(artifact.signature.outputs))
 
 
 def _schema(specs: Sequence[TensorSpec]) -> Any:

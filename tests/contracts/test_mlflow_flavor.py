@@ -137,6 +137,17 @@ def test_signature_example_and_requirements(single):
     assert (single.path / "environment.lock").read_text() == "# python 3\nabc==1\n"
 
 
+@pytest.mark.parametrize("as_frame", [False, True])
+def test_what_was_the_example_is_what_pyfunc_takes(as_frame, tmp_path):
+    """float64, as NumPy and pandas have it, for a float32 model: MLflow is strict, so its signature says float64."""
+    rows = X.astype("float64")
+    example = pd.DataFrame(rows, columns=list("abcd")) if as_frame else rows
+    artifact = flow.export(torch.nn.Linear(4, 2), example, into=tmp_path / "exported")
+    path = save(artifact, tmp_path / "saved")
+    found = np.asarray(mlflow.pyfunc.load_model(str(path)).predict(example))
+    np.testing.assert_allclose(found, answers(artifact, {"input": X})["output"], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("format", ["torchscript", "torch_export"])
 def test_a_plain_torch_model_loads_where_mlopsnb_is_not_installed(format, tmp_path):
     artifact = flow.export(torch.nn.Linear(4, 2), X, format=format, into=tmp_path / "exported")
