@@ -34,26 +34,24 @@ MISSING = {
 }
 """Markers of tests that need more than Python, and what says why that is missing (nothing if it is there).
 
-Such a test is skipped where that is missing, and fails instead where the variable MLOPSNB_REQUIRE names the marker
-(comma-separated): a machine that is meant to run it must not pass by skipping it.
+Such a test is skipped where that is missing. Where the variable MLOPSNB_REQUIRE names the marker (comma-separated),
+nothing is run without it: a machine that is meant to have it must not pass by skipping.
 """
 
 
-def pytest_configure(config):
-    unknown = _required() - MISSING.keys()
-    if unknown:
+def pytest_sessionstart(session):
+    required = {name.strip() for name in os.environ.get("MLOPSNB_REQUIRE", "").split(",")} - {""}
+    if unknown := required - MISSING.keys():
         raise pytest.UsageError(f"MLOPSNB_REQUIRE: unknown {sorted(unknown)}; there are {sorted(MISSING)}")
-
-
-def _required() -> set[str]:
-    return {name.strip() for name in os.environ.get("MLOPSNB_REQUIRE", "").split(",")} - {""}
+    for name in sorted(required):
+        if reason := MISSING[name]():
+            raise pytest.UsageError(f"MLOPSNB_REQUIRE names {name}, which is missing: {reason}")
 
 
 def pytest_runtest_setup(item):
     for marker in MISSING.keys() & {m.name for m in item.iter_markers()}:
         if reason := MISSING[marker]():
-            outcome = pytest.fail if marker in _required() else pytest.skip
-            outcome(f"{marker}: {reason}", pytrace=False)
+            pytest.skip(f"{marker}: {reason}")
 
 
 @pytest.fixture(autouse=True)
