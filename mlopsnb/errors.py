@@ -22,6 +22,7 @@ Foreign errors are translated where they arise, `from` their cause.
 
 from __future__ import annotations
 
+import re
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
@@ -54,6 +55,21 @@ def nearest(name: str, known: Collection[str]) -> str:
     """Return ``did you mean 'x'?`` for the known name nearest to *name*, or an empty string."""
     close = get_close_matches(name, sorted(known), n=1, cutoff=0.6)
     return f"did you mean {close[0]!r}?" if close else ""
+
+
+_FRAME = re.compile(r"•|Arguments received|Exception encountered|$")
+"""Lines with which a framework frames what went wrong."""
+
+
+def telling_line(exc: BaseException, *, first: bool = False) -> str:
+    """Return the kind of a foreign error and the one line of it that tells most.
+
+    That is its last line, after whatever stack the framework put into it; with *first*, the one before such a stack.
+    """
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(exc))
+    lines = [line for line in map(str.strip, text.splitlines()) if not _FRAME.match(line)]
+    line, kind = (lines[0] if first else lines[-1]) if lines else "", type(exc).__name__
+    return (line if line.startswith(f"{kind}:") else f"{kind}: {line}")[:300]
 
 
 class UnknownBackend(UserError):

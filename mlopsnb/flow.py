@@ -111,15 +111,19 @@ def export(
 def _pick_format(model: object, asked: str | None) -> str:
     if asked is not None:
         fmt: Format = plugins.create("format", asked)
-        if not fmt.accepts(model):
-            raise UnsupportedModel(model, asked=asked)
-        return asked
-    names = sorted(plugins.available("format"), key=lambda name: (name not in _PREFERRED, name))
-    for name in names:
-        candidate: Format = plugins.create("format", name)
-        if candidate.accepts(model):
-            return name
+        if fmt.accepts(model):
+            return asked
+        fitting = ", ".join(_accepting(model))
+        raise UnsupportedModel(model, asked=asked, supported=fitting and f"formats that accept it: {fitting}")
+    for name in _accepting(model):
+        return name
     raise UnsupportedModel(model)
+
+
+def _accepting(model: object) -> list[str]:
+    """Return the installed formats that accept *model*, the preferred ones first."""
+    names = sorted(plugins.available("format"), key=lambda name: (name not in _PREFERRED, name))
+    return [name for name in names if plugins.create("format", name).accepts(model)]
 
 
 def _signature(bound: Bound, outputs: Tensors, following: frozenset[str]) -> Signature:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlopsnb.errors import ExportError, ParityError
+from mlopsnb.errors import ExportError, ParityError, telling_line
 from mlopsnb.records import ParityCheck, ParityReport
 from mlopsnb.tensors import STRING, dtype_name, rows_of, take_rows
 
@@ -138,7 +138,7 @@ def check_original(original: Predict, inputs: Arrays) -> frozenset[str]:
     except Exception as exc:
         shapes = ", ".join(f"{k} {a.dtype}{list(a.shape)}" for k, a in inputs.items())
         raise ExportError(
-            f"the model fails on the example ({shapes}): {_short(exc)}",
+            f"the model fails on the example ({shapes}): {telling_line(exc)}",
             hint="give rows as the model takes them, the first axis counting rows",
         ) from exc
     for check in _compare("the example", first, second, _coarsest(inputs), None):
@@ -159,8 +159,9 @@ def _following(original: Predict, inputs: Arrays, first: Arrays) -> frozenset[st
             outputs = original(take_rows(inputs, size))
         except Exception as exc:
             raise ParityError(
-                f"the original model bakes in the batch size: it takes {rows} rows but fails on {size}: {_short(exc)}",
-                hint="let forward read the number of rows from its input (x.shape[0], or -1 in a reshape)",
+                f"the original model bakes in the batch size: it takes {rows} rows but fails on {size}: {telling_line(exc)}",
+                hint="let forward read the number of rows from its input (x.shape[0], or -1 in a reshape); an example of "
+                "a single row needs its first axis too: example[None]",
             ) from exc
         for name, a in outputs.items():
             shapes.setdefault(name, {})[size] = a.shape
@@ -197,7 +198,7 @@ def prove(
             wanted = original(case.inputs)
         except Exception as exc:
             if case.required:
-                raise ParityError(f"the original model fails on {case.name}: {_short(exc)}") from exc
+                raise ParityError(f"the original model fails on {case.name}: {telling_line(exc)}") from exc
             continue
         try:
             found = exported(case.inputs)
@@ -267,19 +268,12 @@ def require(report: ParityReport) -> None:
 
 def _refused(case: Case, exc: Exception) -> ParityCheck:
     return ParityCheck(
-        case=f"{case.name}: {_short(exc)}",
+        case=f"{case.name}: {telling_line(exc)}",
         output="",
         equal=False,
         max_abs_error=float("inf"),
         max_rel_error=float("inf"),
     )
-
-
-def _short(exc: BaseException) -> str:
-    """Return the telling line of a framework's error: its last words, not its stack."""
-    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
-    last, kind = lines[-1] if lines else "", type(exc).__name__
-    return (last if last.startswith(f"{kind}:") else f"{kind}: {last}")[:300]
 
 
 def _coarsest(arrays: Arrays) -> str:

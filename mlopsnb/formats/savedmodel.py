@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from mlopsnb.errors import ExportError
+from mlopsnb.errors import ExportError, telling_line
 from mlopsnb.extras import loaded, need
 from mlopsnb.protocols import Bound, Exported
 from mlopsnb.tensors import flatten_outputs
@@ -87,7 +87,7 @@ class SavedModel:
                 raise
             except Exception as exc:
                 raise ExportError(
-                    f"TensorFlow cannot save the model: {_line(exc)}",
+                    f"TensorFlow cannot save the model: {telling_line(exc)}",
                     hint="the call must be made of TensorFlow operations, and hold its variables as attributes",
                 ) from exc
         return Exported(
@@ -267,9 +267,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def _line(exc: BaseException) -> str:
-    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
-    last, kind = lines[-1] if lines else "", type(exc).__name__
-    return (last if last.startswith(f"{kind}:") else f"{kind}: {last}")[:300]

@@ -68,9 +68,12 @@ class Call:
 @contextmanager
 def bind(module: Any, example: Example) -> Iterator[Bound]:
     """Name the inputs of *module* and put it, on the CPU, into eval mode; both are as they were afterwards."""
+    module = getattr(module, "_orig_mod", module)  # what torch.compile wrapped; the export is compiled anew
     call, arrays, features = _name_inputs(module, example)
     arrays, note = _cast_floats(module, arrays)
     with _on_cpu(module), _eval_mode(module):
+        if not note:
+            arrays, note = _cast_integers(call, arrays)
         yield Bound(
             model=Call(
                 module=module,
@@ -181,6 +184,11 @@ def _named(
     )
 
 
+def _float_type(module: Any) -> Any:
+    tensors = [*module.parameters(), *module.buffers()]
+    return next((t.dtype for t in tensors if t.is_floating_point()), None)
+
+
 def _cast_floats(module: Any, arrays: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """Give floats in the type of the module's parameters: frames and numpy hold float64, modules seldom do."""
     torch = need("torch", extra="torch")
@@ -189,8 +197,7 @@ def _cast_floats(module: Any, arrays: dict[str, Any]) -> tuple[dict[str, Any], s
         raise UserError(
             f"input {text[0]!r} holds text; a torch module takes numbers", hint="give the encoded tensor"
         )
-    tensors = [*module.parameters(), *module.buffers()]
-    dtype = next((t.dtype for t in tensors if t.is_floating_point()), None)
+    dtype = _float_type(module)
     if dtype is None:
         return arrays, ""
     if dtype == torch.bfloat16:
@@ -204,6 +211,28 @@ def _cast_floats(module: Any, arrays: dict[str, Any]) -> tuple[dict[str, Any], s
     changed = {name: a.astype(wanted) if name in cast else a for name, a in arrays.items()}
     was = arrays[cast[0]].dtype.name
     return changed, f"{', '.join(cast)} given as {was}, taken as {wanted} like the model's parameters"
+
+
+def _cast_integers(call: Call, arrays: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Give whole numbers as floats if the model takes them only so: columns of counts or pixels, typed or read as such."""
+    torch = need("torch", extra="torch")
+    dtype = _float_type(call.module)
+    whole = [name for name, a in arrays.items() if a.dtype.kind in "iu"]
+    if not whole or dtype is None or _runs(call, arrays):
+        return arrays, ""
+    wanted = str(dtype).removeprefix("torch.")
+    changed = {name: a.astype(wanted) if name in whole else a for name, a in arrays.items()}
+    if dtype == torch.bfloat16 or not _runs(call, changed):
+        return arrays, ""
+    return changed, f"{', '.join(whole)} given as whole numbers, taken as {wanted}: the model takes no others"
+
+
+def _runs(call: Call, arrays: dict[str, Any]) -> bool:
+    try:
+        run(call, {name: a[:1] if a.ndim else a for name, a in arrays.items()}, tuple(arrays))
+    except Exception:  # noqa: BLE001  forward may raise anything; what it raises is told when the example is run
+        return False
+    return True
 
 
 @contextmanager

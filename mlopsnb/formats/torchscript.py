@@ -9,17 +9,17 @@ from __future__ import annotations
 import linecache
 import warnings
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlopsnb import parity
-from mlopsnb.errors import ExportError
+from mlopsnb.errors import ExportError, telling_line
 from mlopsnb.extras import need
 from mlopsnb.formats import torch_binding
 from mlopsnb.protocols import Exported
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from mlopsnb.formats.torch_binding import Call
     from mlopsnb.protocols import Bound, Predict
@@ -110,8 +110,8 @@ def _trace(bound: Bound) -> tuple[Any, ExportError | str | None, str]:
         except ExportError:
             raise
         except Exception as exc:  # noqa: BLE001  forward is the user's code and may raise anything
-            return None, _line(exc), ""
-    told = [w for w in caught if issubclass(w.category, torch.jit.TracerWarning)]
+            return None, telling_line(exc, first=True), ""
+    told = [w for w in caught if issubclass(w.category, torch.jit.TracerWarning) and not _of_torch(w)]
     return traced, _difference(bound, traced), _place(told[0]) if told else ""
 
 
@@ -124,7 +124,7 @@ def _script(bound: Bound) -> tuple[Any, ExportError | str | None]:
     try:
         scripted = torch.jit.script(call.module)
     except Exception as exc:  # noqa: BLE001  the compiler raises many kinds
-        return None, _line(exc)
+        return None, telling_line(exc, first=True)
     return scripted, _difference(bound, scripted)
 
 
@@ -134,13 +134,13 @@ def _difference(bound: Bound, module: Any) -> ExportError | None:
     return parity.failure(parity.prove(bound.predict, exported, bound.inputs))
 
 
+def _of_torch(warning: warnings.WarningMessage) -> bool:
+    """Say whether torch's own code is meant: its layers check shapes that way, and do not branch on data."""
+    return Path(warning.filename).is_relative_to(Path(need("torch", extra="torch").__file__).parent)
+
+
 def _place(warning: warnings.WarningMessage) -> str:
     """Shorten a tracer warning to what was done to a tensor, and where."""
     what = str(warning.message).split(" might cause")[0].strip()
     source = linecache.getline(warning.filename, warning.lineno).strip()
     return f"{what[:1].lower()}{what[1:]} in line {warning.lineno}{f': {source}' if source else ''}"
-
-
-def _line(exc: BaseException) -> str:
-    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
-    return f"{type(exc).__name__}: {lines[0] if lines else ''}"[:300]

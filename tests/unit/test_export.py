@@ -149,6 +149,23 @@ def test_branches_on_data_are_scripted_and_said(cache):
     assert any("captured by scripting" in n and "x.sum() > 0" in n for n in artifact.parity.notes)
 
 
+def test_checks_of_shapes_in_torchs_own_layers_are_no_branches_on_data(cache):
+    assert "captured by tracing" in export(Recurrent(), np.ones((2, 5, 4))).parity.notes
+
+
+def test_whole_numbers_are_taken_as_floats_where_only_they_fit(cache):
+    artifact = export(Net(), np.array([[1, 2, 3, 4], [5, 6, 7, 8]]))
+    assert artifact.signature.inputs[0].dtype == "float32"
+    assert "x given as whole numbers, taken as float32: the model takes no others" in artifact.parity.notes
+    ids = export(torch.nn.Embedding(9, 2), np.array([[1, 2], [5, 8]]))
+    assert ids.signature.inputs[0].dtype == "int64"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the user's own call of torch.compile gives them
+def test_a_compiled_module_is_exported_as_what_it_wraps(cache):
+    assert export(torch.compile(Net()), X).signature.inputs[0].name == "x"
+
+
 @pytest.mark.parametrize(
     ("model", "fmt", "error", "message"),
     [
@@ -202,6 +219,14 @@ def test_wrong_calls_say_what_is_right(cache):
         export({}, X)
     with pytest.raises(UnsupportedModel, match="format 'savedmodel' does not accept .*Net"):
         export(Net(), X, format="savedmodel")
+    with pytest.warns(DeprecationWarning):
+        scripted = torch.jit.script(Net())
+    with pytest.raises(
+        UnsupportedModel, match="'torch_export' does not accept .*\n.*formats that accept it: torchscript"
+    ):
+        export(scripted, X, format="torch_export")
+    with pytest.raises(ParityError, match=r"it takes 4 rows but fails on 1.*\n.*example\[None\]"):
+        export(Net(), X[0])
     with pytest.raises(ExportError, match=r"fails on the example \(x float32\[5, 3\]\)"):
         export(Net(), X[:, :3])
     with pytest.raises(UserError, match=r"forward takes 1 inputs \(x\); the example has 2"):
