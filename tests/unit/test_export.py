@@ -219,7 +219,7 @@ def test_wrong_calls_say_what_is_right(cache):
         export({}, X)
     with pytest.raises(UnsupportedModel, match="format 'savedmodel' does not accept .*Net"):
         export(Net(), X, format="savedmodel")
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="torch.jit.script"):
         scripted = torch.jit.script(Net())
     with pytest.raises(
         UnsupportedModel, match="'torch_export' does not accept .*\n.*formats that accept it: torchscript"
