@@ -5,7 +5,6 @@ Protocol: https://github.com/kserve/open-inference-protocol
 
 from __future__ import annotations
 
-import json
 import weakref
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
 _SECONDS = 60.0
 _READY_SECONDS = 2.0
+_HEADER_LENGTH = "inference-header-content-length"
 
 
 class Client:
@@ -36,6 +36,7 @@ class Client:
         self.address = address
         self.model = model
         self._signature: Signature | None = None
+        self._binary: bool | None = None
         self._errors = (httpx.TransportError,)
         self._open = ExitStack()
         uds: str | None = None
@@ -68,7 +69,7 @@ class Client:
     def signature(self) -> Signature:
         """The signature that the server states; asked for once."""
         if self._signature is None:
-            self._signature = _signature(json.loads(self._request("GET", f"/v2/models/{self.model}")))
+            self._signature = _signature(self._request("GET", f"/v2/models/{self.model}").json())
         return self._signature
 
     def predict(self, x: object) -> dict[str, np.ndarray[Any, Any]]:
@@ -76,27 +77,48 @@ class Client:
         return self.infer(arrange(x, self.signature))
 
     def infer(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
-        """Send named arrays and return the outputs by name."""
+        """Send named arrays and return the outputs by name.
+
+        Where the server takes raw bytes every value arrives as it was sent; JSON has no infinity.
+        """
         from mlopsnb.serving import v2
         from mlopsnb.serving.errors import BadRequest
 
-        try:
-            body = v2.encode_request(inputs)
-        except BadRequest as exc:
-            raise UserError(str(exc)) from exc
-        return v2.decode_response(self._request("POST", f"/v2/models/{self.model}/infer", body))
+        path = f"/v2/models/{self.model}/infer"
+        if self._takes_binary():
+            body, length = v2.encode_binary_request(inputs)
+            headers = {"content-type": "application/octet-stream", _HEADER_LENGTH: str(length)}
+            answer = self._request("POST", path, body, headers)
+        else:
+            try:
+                body = v2.encode_request(inputs)
+            except BadRequest as exc:
+                raise UserError(str(exc)) from exc
+            answer = self._request("POST", path, body, {"content-type": "application/json"})
+        told = answer.headers.get(_HEADER_LENGTH, "")
+        return v2.decode_response(answer.content, header_length=int(told) if told.isdecimal() else None)
 
-    def _request(self, method: str, path: str, body: bytes | None = None) -> bytes:
+    def _takes_binary(self) -> bool:
+        """Say whether the server lists the extension for raw bytes; asked for once."""
+        if self._binary is None:
+            try:
+                extensions = self._request("GET", "/v2").json().get("extensions", ())
+            except UserError:  # a server that does not describe itself
+                extensions = ()
+            self._binary = "binary_tensor_data" in extensions
+        return self._binary
+
+    def _request(
+        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> Any:
         try:
-            answer = self._http.request(
-                method, path, content=body, headers={"content-type": "application/json"}
-            )
+            answer = self._http.request(method, path, content=body, headers=headers)
         except self._errors as exc:
             raise DeployError(
                 f"{self.model!r} does not answer at {self.address}: {exc}", hint="see .status and .logs()"
             ) from exc
         if answer.status_code < 400:
-            return bytes(answer.content)
+            return answer
         try:
             told = answer.json()["error"]
         except (ValueError, KeyError, TypeError):

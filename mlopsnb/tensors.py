@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -165,7 +166,14 @@ def _frame_values(frame: Any, where: str) -> Array:
 
 def dtype_name(array: Array) -> str:
     """Return numpy's name of the array's dtype, or `STRING` for text."""
-    return STRING if array.dtype.kind in "OSU" else array.dtype.name
+    return _name_of(array.dtype)
+
+
+@lru_cache(
+    maxsize=256
+)  # numpy puts the name together anew each time, and servers ask for it with each request
+def _name_of(dtype: np.dtype[Any]) -> str:
+    return STRING if dtype.kind in "OSU" else dtype.name
 
 
 def flatten_outputs(raw: object, is_tensor: Callable[[object], bool]) -> dict[str, Any]:

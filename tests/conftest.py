@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -27,10 +28,21 @@ def _silent(*command: str) -> str:
     return "" if done.returncode == 0 else f"{' '.join(command)} ended with {done.returncode}"
 
 
+TRITON_PYTHON = Path(__file__).parents[1] / ".venv" / "triton" / "bin" / "python"
+"""Triton's client lives apart: it pins old versions of packages that we use."""
+
+
+def _no_triton_client() -> str:
+    if TRITON_PYTHON.exists():
+        return ""
+    return "no .venv/triton; python -m venv it, and pip install 'tritonclient[grpc,http]' there"
+
+
 MISSING = {
     "browser": _no_browser,
     "cluster": cache(lambda: _silent("kubectl", "get", "--raw", "/readyz")),
     "engine": cache(lambda: _silent("docker", "version")),
+    "triton": _no_triton_client,
 }
 """Markers of tests that need more than Python, and what says why that is missing (nothing if it is there).
 

@@ -102,15 +102,19 @@ def runner(module: Any, inputs: Sequence[str], outputs: Sequence[str]) -> Predic
 
     def predict(arrays: Tensors) -> Tensors:
         with torch.inference_mode():
-            found = named_outputs(module(*(to_tensor(arrays[name]) for name in inputs)))
-        return {name: to_numpy(t) for name, t in zip(outputs, found.values(), strict=True)}
+            raw = module(*[_tensor(torch, arrays[name]) for name in inputs])
+        found = [raw] if isinstance(raw, torch.Tensor) else named_outputs(raw).values()
+        return {name: _array(torch, t) for name, t in zip(outputs, found, strict=True)}
 
     return predict
 
 
 def to_tensor(array: np.ndarray[Any, Any]) -> Any:
     """Return *array* as a tensor; shares memory where torch can."""
-    torch = need("torch", extra="torch")
+    return _tensor(need("torch", extra="torch"), array)
+
+
+def _tensor(torch: Any, array: np.ndarray[Any, Any]) -> Any:
     if not array.flags.writeable or not array.flags.c_contiguous:
         array = np.array(array, order="C")  # torch warns of read-only memory and refuses negative strides
     return torch.from_numpy(array)
@@ -118,7 +122,10 @@ def to_tensor(array: np.ndarray[Any, Any]) -> Any:
 
 def to_numpy(tensor: Any) -> np.ndarray[Any, Any]:
     """Return *tensor* as an array; bfloat16, which numpy does not have, as float32."""
-    torch = need("torch", extra="torch")
+    return _array(need("torch", extra="torch"), tensor)
+
+
+def _array(torch: Any, tensor: Any) -> np.ndarray[Any, Any]:
     tensor = tensor.detach().cpu()
     array: np.ndarray[Any, Any] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
     return array

@@ -7,18 +7,25 @@ loaded or does not run here, 5 an address is taken or not ours.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlopsnb.errors import MissingExtra, MlopsnbError
+from mlopsnb.extras import need
 from mlopsnb.manifest import BadPackage
 from mlopsnb.serving.errors import CannotListen
 from mlopsnb.serving.listen import Sockets, open_sockets
+
+if TYPE_CHECKING:
+    from mlopsnb.serving.app import App
+    from mlopsnb.serving.rpc.service import GrpcServer
+    from mlopsnb.serving.tuning import Options
 
 DEFAULT_PORT = 8080
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -63,6 +70,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     public.add_argument("--fd", type=int, help="listen on this inherited, bound TCP socket instead")
     add("--uds", type=Path, metavar="PATH", help="also listen on this unix socket")
+    add(
+        "--grpc-port",
+        type=_port,
+        help="also serve gRPC, on this port of the host; 0 for any (default: no gRPC)",
+    )
     add("--control", type=Path, metavar="PATH", help="unix socket that hands the public socket over")
     add("--ready-fd", type=int, help="write one line of JSON here when ready, or failed")
     add("--alive-fd", type=int, help="keep this descriptor open for as long as the process lives")
@@ -70,7 +82,43 @@ def _parser() -> argparse.ArgumentParser:
         "--drain-seconds", type=_not_negative, default=5.0, help="for open connections (default: %(default)s)"
     )
     add("--max-body-bytes", type=_bytes, default=64 << 20, help="largest request body (default: %(default)s)")
+    _add_tuning(parser.add_argument_group("how the model is run (default: found out by a self-test at load)"))
     return parser
+
+
+def _add_tuning(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--batching", choices=("auto", "off"), default="auto", help="off: every request has a call of its own"
+    )
+    add("--max-batch-size", type=_count, metavar="ROWS", help="rows in one call; larger requests are cut")
+    add(
+        "--preferred-batch-size",
+        type=_counts,
+        default=(),
+        metavar="ROWS,…",
+        help="batches to make if there are rows enough",
+    )
+    add(
+        "--max-queue-delay-ms",
+        type=_not_negative,
+        default=0.0,
+        help="wait so long for a fuller batch (default: %(default)s, only what waits already goes together)",
+    )
+    add("--instances", type=_whole, help="models loaded, each with its thread; 0: one, on the event loop")
+    add(
+        "--max-queue-rows",
+        type=_count,
+        default=65_536,
+        help="rows that wait for the model; beyond that, 503 (default: %(default)s)",
+    )
+    add(
+        "--request-timeout",
+        type=_positive,
+        default=60.0,
+        metavar="SECONDS",
+        help="what a request may wait for the model; beyond that, 504 (default: %(default)s)",
+    )
 
 
 def _name(text: str) -> str:
@@ -100,6 +148,28 @@ def _not_negative(text: str) -> float:
     return value
 
 
+def _positive(text: str) -> float:
+    if not (value := _not_negative(text)):
+        raise argparse.ArgumentTypeError("0 seconds are none")
+    return value
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal() or len(text) > 9:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not (value := _whole(text)):
+        raise argparse.ArgumentTypeError("expected 1 or more, found 0")
+    return value
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(_count(part) for part in text.split(","))
+
+
 def _keep_to_ourselves(fd: int) -> bool:
     """Keep children of the model from inheriting *fd*: they would hold the port, the pipe or the lock."""
     try:
@@ -115,9 +185,10 @@ class ReadyPipe:
     def __init__(self, fd: int | None) -> None:
         self._fd = fd
 
-    def ready(self, url: str) -> None:
-        """We serve at *url*."""
-        self._write({"ready": True, "url": url, "pid": os.getpid()})
+    def ready(self, url: str, grpc: str | None = None) -> None:
+        """We serve at *url*, and gRPC at the address *grpc*."""
+        also = {} if grpc is None else {"grpc": grpc}
+        self._write({"ready": True, "url": url, **also, "pid": os.getpid()})
 
     def failed(self, exc: MlopsnbError) -> None:
         """We do not serve, because of *exc*."""
@@ -139,23 +210,59 @@ def _serve(args: argparse.Namespace, report: ReadyPipe) -> None:
     try:
         from mlopsnb.serving.app import App
         from mlopsnb.serving.engine import Engine
+        from mlopsnb.serving.metrics import Metrics
         from mlopsnb.serving.server import Server
     except ModuleNotFoundError as exc:
         raise MissingExtra(exc.name or "", "serving") from exc
+    if args.grpc_port is not None:
+        need("grpc", extra="grpc")
     path: Path = args.package.absolute()
     name = args.name or (path.name if _NAME.fullmatch(path.name) else "model")
     sockets = _open(args)
     try:
-        engine = Engine.load(path)
+        engine = Engine.load(path, _options(args), Metrics(name, args.version))
+        gc.freeze()  # a framework is a million objects, which the collector need not look at again and again
         app = App(
-            engine, name=name, version=args.version, max_body_bytes=args.max_body_bytes, log=sys.stdout.buffer
+            engine,
+            name=name,
+            version=args.version,
+            max_body_bytes=args.max_body_bytes,
+            log=sys.stdout.buffer,
+            request_timeout=args.request_timeout,
         )
+        grpc = _grpc(args, app)
         server = Server(
-            app, sockets, drain_seconds=args.drain_seconds, on_ready=lambda: report.ready(sockets.url)
+            app,
+            sockets,
+            drain_seconds=args.drain_seconds,
+            on_ready=lambda: report.ready(sockets.url, grpc.address if grpc else None),
+            grpc=grpc,
         )
         server.run_until_stopped()
+        engine.close()
     finally:
         sockets.close()
+
+
+def _grpc(args: argparse.Namespace, app: App) -> GrpcServer | None:
+    if args.grpc_port is None:
+        return None
+    from mlopsnb.serving.rpc.service import GrpcServer
+
+    return GrpcServer(app, host=args.host, port=args.grpc_port)
+
+
+def _options(args: argparse.Namespace) -> Options:
+    from mlopsnb.serving.tuning import Options
+
+    return Options(
+        batching=args.batching,
+        max_batch_size=args.max_batch_size,
+        preferred_batch_size=args.preferred_batch_size,
+        max_queue_delay_ms=args.max_queue_delay_ms,
+        instances=args.instances,
+        max_queue_rows=args.max_queue_rows,
+    )
 
 
 def _open(args: argparse.Namespace) -> Sockets:

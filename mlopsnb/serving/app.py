@@ -1,28 +1,29 @@
-"""HTTP to the engine and back: routes, statuses, headers, the request log. A plain ASGI application.
+"""HTTP to the engine and back: statuses, headers, the request log. A plain ASGI application.
 
-Holds the one table from kinds of errors to statuses. Whatever comes in, the answer is one of ours: JSON with
-`error` in it, as the protocol says, and a request id. Knows nothing of sockets and processes.
+Paths and messages are the protocols'; here is the one table from errors to statuses. Whatever comes in, the answer
+is one of ours: an error in the form of the path's protocol, and a request id. Knows nothing of sockets and processes.
 """
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import logging
+import os
 import re
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import version as distribution_version
 from typing import TYPE_CHECKING, Any, BinaryIO
-from uuid import uuid4
-
-import orjson
 
 from mlopsnb.errors import MlopsnbError
-from mlopsnb.serving import metrics, v2
-from mlopsnb.serving.errors import BadRequest, Kind
+from mlopsnb.serving import metrics, protocols
+from mlopsnb.serving.errors import BadRequest, DeadlineExceeded, Kind, Overloaded
+from mlopsnb.serving.requestlog import RequestLog
+from mlopsnb.serving.routes import Reply, Route, ServedModel, json_reply, plain_error
 
 if TYPE_CHECKING:
+    from mlopsnb.serving.batcher import Job, Outputs
     from mlopsnb.serving.engine import Engine
 
 Scope = MutableMapping[str, Any]
@@ -37,24 +38,19 @@ STATUSES: dict[Kind, int] = {
     "rejected": 422,
 }
 CLIENT_LEFT = 499
-"""What the log says when the client went away before its request was whole; nobody receives it."""
+"""What the log says when the client went away before it had its answer; nobody receives it."""
+
+REQUEST_TIMEOUT = 60.0
+"""Seconds that a request may wait for the model, unless it says less."""
 
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
+_SECONDS = re.compile(rb"\d{1,6}(\.\d{1,6})?")
+_OUR_IDS = map(f"{os.urandom(8).hex()}{{:016x}}".format, itertools.count())
 _log = logging.getLogger("mlopsnb.serving")
 
 
 class _ClientLeft(Exception):
-    """The client closed the connection in the middle of its request."""
-
-
-@dataclass(frozen=True, slots=True)
-class Response:
-    """An answer before it is sent."""
-
-    status: int
-    body: bytes
-    content_type: bytes = b"application/json"
-    headers: tuple[tuple[bytes, bytes], ...] = ()
+    """The client closed the connection before it had its answer."""
 
 
 @dataclass(slots=True)
@@ -64,7 +60,6 @@ class Call:
     method: str
     path: str
     headers: dict[bytes, bytes]
-    receive: Receive
     request_id: str
     started: float = field(default_factory=time.perf_counter)
     rows: int | None = None
@@ -75,192 +70,236 @@ class Call:
         return time.perf_counter() - self.started
 
 
-Handler = Callable[[Call], Awaitable[Response]]
-
-
-def _json(content: object, status: int = 200) -> Response:
-    return Response(status, orjson.dumps(content))
-
-
-def _error(status: int, message: str, *headers: tuple[bytes, bytes]) -> Response:
-    return Response(status, orjson.dumps({"error": message}), headers=headers)
+def status_of(exc: Exception) -> int:
+    """Return the status that tells a client of *exc*."""
+    match exc:
+        case BadRequest():
+            return STATUSES[exc.kind]
+        case Overloaded():
+            return 503
+        case DeadlineExceeded():
+            return 504
+        case _:
+            return 500
 
 
 class App:
     """The ASGI application for one engine. Set `draining` and it sends clients away politely, answer by answer."""
 
     def __init__(
-        self, engine: Engine, *, name: str, version: str, max_body_bytes: int, log: BinaryIO
+        self,
+        engine: Engine,
+        *,
+        name: str,
+        version: str,
+        max_body_bytes: int,
+        log: BinaryIO,
+        request_timeout: float = REQUEST_TIMEOUT,
     ) -> None:
         self.draining = False
-        self._engine = engine
+        self.log = RequestLog(log)
+        self.max_body_bytes = max_body_bytes
+        self.engine = engine
         self._name, self._version = name, version
-        self._max_body_bytes = max_body_bytes
-        self._log: BinaryIO | None = log
-        self._metrics = metrics.Metrics(name, version)
+        self.request_timeout = request_timeout
+        self._metrics = engine.metrics
         self._model_headers = [(b"x-model-name", name.encode()), (b"x-model-version", version.encode())]
-        self._server_metadata = {
-            "name": "mlopsnb",
-            "version": distribution_version("mlopsnb"),
-            "extensions": [],
-        }
-        self._metadata = orjson.dumps(v2.metadata(name, version, engine.manifest))
-        self._routes = self._make_routes()
+        self.served = ServedModel(
+            name=name,
+            version=version,
+            manifest=engine.manifest,
+            parameters=lambda: {"batching": engine.batching},
+        )
+        self._routes = self._operations() | protocols.routes(self.served)
 
-    def _make_routes(self) -> dict[str, dict[str, Handler]]:
-        def get(handler: Handler) -> dict[str, Handler]:
-            return {"GET": handler, "HEAD": handler}
+    def _operations(self) -> dict[str, Route]:
+        """Return the paths for those who run the server."""
 
-        routes = {
-            "/healthz": get(self._live),
-            "/ready": get(self._ready),
-            "/metrics": get(self._expose),
-            "/v2": get(self._server),
-            "/v2/health/live": get(self._live),
-            "/v2/health/ready": get(self._ready),
-        }
-        for model in (f"/v2/models/{self._name}", f"/v2/models/{self._name}/versions/{self._version}"):
-            routes[model] = get(self._model)
-            routes[f"{model}/ready"] = get(self._ready)
-            routes[f"{model}/infer"] = {"POST": self._infer}
-        return routes
+        def live(ready: bool) -> Reply:
+            return json_reply({"live": True})
+
+        def ready(ready: bool) -> Reply:
+            return json_reply({"name": self._name, "ready": ready}, 200 if ready else 503)
+
+        def expose(ready: bool) -> Reply:
+            return Reply(200, self._metrics.expose(), metrics.CONTENT_TYPE.encode())
+
+        return {"/healthz": Route(show=live), "/ready": Route(show=ready), "/metrics": Route(show=expose)}
 
     @property
     def ready(self) -> bool:
         """Whether new requests should come here."""
-        return self._engine.ready and not self.draining
+        return self.engine.ready and not self.draining
+
+    @property
+    def predictions(self) -> dict[str, Route]:
+        """The routes that ask the model, by path."""
+        return {path: route for path, route in self._routes.items() if route.decode}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; `scope` is always of type http."""
-        headers = dict(scope["headers"])
-        call = Call(scope["method"], scope["path"], headers, receive, _request_id(headers))
+        call = begin(scope["method"], scope["path"], dict(scope["headers"]))
         try:
-            response = await self._respond(call)
+            reply = await self._respond(call, receive)
         except _ClientLeft:
             self._write_log(call, CLIENT_LEFT)
             return
-        self._write_log(call, response.status)
-        await self._send(call, response, send)
+        self._write_log(call, reply.status)
+        headers = self.headers(call, reply)
+        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+        await send({"type": "http.response.body", "body": reply.body})
 
-    async def _respond(self, call: Call) -> Response:
-        methods = self._routes.get(call.path)
-        if methods is None:
-            return _error(404, self._nothing_there(call.path))
-        handler = methods.get(call.method)
-        if handler is None:
-            allowed = ", ".join(methods)
-            return _error(
-                405, f"{call.path} takes {allowed}, not {call.method}", (b"allow", allowed.encode())
-            )
+    async def _respond(self, call: Call, receive: Receive) -> Reply:
+        route = self._routes.get(call.path)
+        if route is None:
+            return Reply(404, plain_error(404, self._nothing_there(call.path)))
+        if call.method not in route.methods:
+            allowed = ", ".join(route.methods)
+            message = f"{call.path} takes {allowed}, not {call.method}"
+            return Reply(405, route.error(405, message), headers=((b"allow", allowed.encode()),))
+        if route.decode:
+            return await self._infer(call, route, receive)
         try:
-            return await handler(call)
-        except BadRequest as exc:
-            status = STATUSES[exc.kind]
-            unread = ((b"connection", b"close"),) if exc.kind == "too large" else ()
-            return _error(status, exc.message, *unread)
-        except MlopsnbError as exc:
-            _log.error("request %s: %s", call.request_id, exc, exc_info=exc)
-            return _error(500, exc.message)
-        except _ClientLeft:
-            raise
+            return self._shown(route)
         except Exception as exc:  # noqa: BLE001  the last line before the wire; the log has the stack
+            return self._failed(call, route, exc)
+
+    def _failed(self, call: Call, route: Route, exc: Exception) -> Reply:
+        status = status_of(exc)
+        if status == 500:
             _log.error("request %s failed", call.request_id, exc_info=exc)
-            return _error(500, f"internal error; the server's log has it under request id {call.request_id}")
+        return Reply(status, route.error(status, _told(exc, call)), headers=_advice(exc))
+
+    def _shown(self, route: Route) -> Reply:
+        assert route.show is not None
+        return route.show(self.ready)
 
     def _nothing_there(self, path: str) -> str:
         here = f"{path[:200]}; this server has {self._name!r}, version {self._version!r}"
-        match path.split("/")[1:]:
-            case ["v2", "models", name, *_] if name != self._name:
+        match path.partition(":")[0].split("/")[1:]:
+            case ["v1" | "v2", "models", name, *_] if name != self._name:
                 return f"no model at {here}"
-            case ["v2", "models", _, "versions", version, *_] if version != self._version:
+            case ["v1" | "v2", "models", _, "versions", version, *_] if version != self._version:
                 return f"no such version at {here}"
-        return f"nothing at {path[:200]}; there is {', '.join(self._routes)}"
+        predict = [path for path, route in self._routes.items() if route.decode and "/versions/" not in path]
+        return f"nothing at {path[:200]}; predictions are made at {', '.join(predict)}"
 
-    async def _send(self, call: Call, response: Response, send: Send) -> None:
+    def headers(self, call: Call, reply: Reply) -> list[tuple[bytes, bytes]]:
+        """Return the headers that *reply* goes with."""
         headers = [
-            (b"content-type", response.content_type),
-            (b"content-length", b"%d" % len(response.body)),
+            (b"content-type", reply.content_type),
+            (b"content-length", b"%d" % len(reply.body)),
             (b"x-request-id", call.request_id.encode()),
             *self._model_headers,
-            *response.headers,
+            *reply.headers,
         ]
         if self.draining:
             headers.append((b"connection", b"close"))
-        await send({"type": "http.response.start", "status": response.status, "headers": headers})
-        await send({"type": "http.response.body", "body": response.body})
+        return headers
 
     def _write_log(self, call: Call, status: int) -> None:
-        """Write one line on the request, without its query and its body; stop for good if nobody can take it."""
-        if self._log is None:
-            return
-        line = {
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "request_id": call.request_id,
-            "method": call.method,
-            "path": call.path[:200],
-            "status": status,
-            "duration_ms": round(call.seconds * 1000, 3),
-            "rows": call.rows,
-        }
-        try:
-            self._log.write(orjson.dumps(line) + b"\n")
-            self._log.flush()
-        except OSError as exc:
-            self._log = None
-            _log.warning("the request log is closed: %s", exc)
+        self.log.write(call.request_id, call.method, call.path, status, call.seconds, call.rows)
 
-    async def _live(self, call: Call) -> Response:
-        return _json({"live": True})
-
-    async def _ready(self, call: Call) -> Response:
-        return _json({"name": self._name, "ready": self.ready}, 200 if self.ready else 503)
-
-    async def _server(self, call: Call) -> Response:
-        return _json(self._server_metadata)
-
-    async def _model(self, call: Call) -> Response:
-        return Response(200, self._metadata)
-
-    async def _expose(self, call: Call) -> Response:
-        return Response(200, self._metrics.expose(), metrics.CONTENT_TYPE.encode())
-
-    async def _infer(self, call: Call) -> Response:
+    async def _infer(self, call: Call, route: Route, receive: Receive) -> Reply:
         self._metrics.started()
         status = CLIENT_LEFT
         try:
-            response = await self._predict(call)
-            status = response.status
-        except BadRequest as exc:
-            status = STATUSES[exc.kind]
-            raise
-        except _ClientLeft:
-            raise
-        except Exception:
-            status = 500
-            raise
+            reply = await self._predicted(call, route, receive)
+            status = reply.status
         finally:
             self._metrics.finished(status, call.seconds)
-        return response
+        return reply
 
-    async def _predict(self, call: Call) -> Response:
-        _refuse_unsupported(call.headers)
-        request = v2.decode_request(await self._body(call), self._engine.manifest.signature)
-        call.rows = request.rows
-        answer = await self._engine.infer(request.inputs)
-        self._metrics.ran(request.rows, answer.seconds)
-        outputs = {name: answer.outputs[name] for name in request.outputs or answer.outputs}
-        body = v2.encode_response(outputs, model_name=self._name, model_version=self._version, id=request.id)
-        return Response(200, body)
+    async def _predicted(self, call: Call, route: Route, receive: Receive) -> Reply:
+        try:
+            body = await self._body(call, receive)
+        except BadRequest as exc:
+            return self._failed(call, route, exc)
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
 
-    async def _body(self, call: Call) -> bytes:
-        limit = self._max_body_bytes
+        def answer(reply: Reply) -> None:
+            if not future.done():
+                future.set_result(reply)
+
+        job = self.predict(call, route, body, answer)
+        if job is None or not self.engine.waits:
+            return await future
+        gone = asyncio.ensure_future(_until_gone(receive))
+        await asyncio.wait((future, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not future.done():
+            self.engine.cancel(job)
+            raise _ClientLeft
+        gone.cancel()
+        return future.result()
+
+    def predict(
+        self, call: Call, route: Route, body: bytes, answer: Callable[[Reply], None], *, alone: bool = False
+    ) -> Job | None:
+        """Let the model answer to *body*, then call *answer*, once. Needs no task; for the fast lane as well.
+
+        With *alone* there is no other client, so that there is nothing to wait for.
+        Returns what may be given to `forget` while the model was not called, or None if it was answered already.
+        """
+
+        def done(job: Job, outcome: Outputs | Exception) -> None:
+            try:
+                if isinstance(outcome, Exception):
+                    reply = self._failed(call, route, outcome)
+                else:
+                    reply = request.encode(outcome)
+            except Exception as exc:  # noqa: BLE001  the last line before the wire; the log has the stack
+                reply = self._failed(call, route, exc)
+            answer(reply)
+
+        try:
+            loop = asyncio.get_running_loop()
+            deadline = loop.time() + self._allowed_seconds(call.headers)
+            _refuse_unsupported(call.headers)
+            self.engine.admit()
+            assert route.decode is not None
+            request = route.decode(body, call.headers)
+            call.rows = request.rows
+            return self.engine.submit(
+                request.inputs, request.rows, done, deadline=deadline, loop=loop, at_once=alone
+            )
+        except Exception as exc:  # noqa: BLE001  the last line before the wire; the log has the stack
+            answer(self._failed(call, route, exc))
+            return None
+
+    def forget(self, job: Job) -> None:
+        """Do not answer *job*; do not even call the model for it, if that was not done yet."""
+        self.engine.cancel(job)
+
+    def started(self) -> None:
+        """Count a prediction that comes by the fast lane."""
+        self._metrics.started()
+
+    def finished(self, call: Call, status: int) -> None:
+        """Count and log a prediction that came by the fast lane."""
+        self._metrics.finished(status, call.seconds)
+        self._write_log(call, status)
+
+    def _allowed_seconds(self, headers: Mapping[bytes, bytes]) -> float:
+        """Return how long the request may wait: what it says itself, but no longer than we allow."""
+        asked = headers.get(b"x-request-timeout")
+        if asked is None:
+            return self.request_timeout
+        if not _SECONDS.fullmatch(asked) or not float(asked):
+            shown = asked.decode("latin-1")[:40]
+            raise BadRequest(
+                f"the header x-request-timeout should be seconds above 0, found {shown!r}", kind="malformed"
+            )
+        return min(float(asked), self.request_timeout)
+
+    async def _body(self, call: Call, receive: Receive) -> bytes:
+        limit = self.max_body_bytes
         announced = int(call.headers.get(b"content-length", b"0"))
         if announced > limit:
             raise BadRequest(f"the body has {announced} bytes; the limit is {limit}", kind="too large")
         parts: list[bytes] = []
         size = 0
         while True:
-            message = await call.receive()
+            message = await receive()
             if message["type"] == "http.disconnect":
                 raise _ClientLeft
             parts.append(message["body"])
@@ -272,19 +311,37 @@ class App:
 
 
 def _refuse_unsupported(headers: dict[bytes, bytes]) -> None:
-    if b"inference-header-content-length" in headers:
-        raise BadRequest(
-            "the binary tensor extension is not supported yet; send data as JSON", kind="unsupported"
-        )
     encoding = headers.get(b"content-encoding", b"identity")
     if encoding.lower() != b"identity":
         raise BadRequest(
-            f"content-encoding {encoding.decode('latin-1')[:40]!r} is not supported; send plain JSON",
+            f"content-encoding {encoding.decode('latin-1')[:40]!r} is not supported; send the body as it is",
             kind="unsupported",
         )
 
 
-def _request_id(headers: dict[bytes, bytes]) -> str:
-    """Return the client's id of the request if it may go into headers and logs, else a new one."""
-    given = headers.get(b"x-request-id", b"")
-    return given.decode() if _SANE_ID.fullmatch(given) else uuid4().hex
+def _told(exc: Exception, call: Call) -> str:
+    """Return what the client is told of *exc*; of what is not ours, where to look alone."""
+    if isinstance(exc, MlopsnbError):
+        return exc.message
+    return f"internal error; the server's log has it under request id {call.request_id}"
+
+
+def _advice(exc: Exception) -> tuple[tuple[bytes, bytes], ...]:
+    """Return the headers that tell a client how to go on after *exc*."""
+    if isinstance(exc, Overloaded):
+        return ((b"retry-after", b"%d" % exc.retry_after),)
+    if isinstance(exc, BadRequest) and exc.kind == "too large":
+        return ((b"connection", b"close"),)  # the rest of the body is not read
+    return ()
+
+
+def begin(method: str, path: str, headers: dict[bytes, bytes]) -> Call:
+    """Return a request that has just come."""
+    given = headers.get(b"x-request-id")
+    sane = given is not None and _SANE_ID.fullmatch(given)
+    return Call(method, path, headers, sane.group().decode() if sane else next(_OUR_IDS))
+
+
+async def _until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

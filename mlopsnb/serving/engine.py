@@ -1,134 +1,314 @@
-"""The model: loads a package, proves that it runs, and runs it away from the event loop. Knows no protocol.
+"""The engine: takes requests on the event loop, lets the model run them in batches, and answers each. No protocol.
 
-All calls of the model, loading included, come from one thread, as formats ask for; frameworks keep settings such
-as the number of threads by thread.
+Models of microseconds run inline: one call a turn of the event loop, for all that arrived in it. Other models run
+in a thread for each instance, and requests gather while all are busy. Which of the two is found out at load.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
-from zipfile import BadZipFile
+from typing import TYPE_CHECKING, Any
 
-from mlopsnb import manifest, plugins
-from mlopsnb.errors import MlopsnbError
-from mlopsnb.manifest import BadPackage, Manifest
-from mlopsnb.serving.errors import BadRequest, ModelFailure, summary
-from mlopsnb.tensors import Array, dtype_name, take_rows
+from mlopsnb.serving import batcher, cpu, tuning
+from mlopsnb.serving.batcher import Batch, Job, Limits, Outputs, Queue
+from mlopsnb.serving.errors import DeadlineExceeded, ModelFailure, Overloaded, summary
+from mlopsnb.serving.metrics import Metrics
+from mlopsnb.serving.model import Model, Package, Ran
+from mlopsnb.serving.tuning import Options, Plan
 
 if TYPE_CHECKING:
-    from mlopsnb.protocols import Predict
-    from mlopsnb.records import Signature
+    from mlopsnb.tensors import Array
+
+_TOO_LONG_SECONDS = 0.05
+_TOO_OFTEN = 3
+_log = logging.getLogger("mlopsnb.serving")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """The model's outputs, in the signature's order, and the seconds that the call took."""
+    """The model's outputs, in the signature's order, and the seconds of the calls that it took."""
 
     outputs: Mapping[str, Array]
     seconds: float
 
 
+class Instance:
+    """One model and the thread that calls it, if it is not called inline. Never called twice at a time."""
+
+    def __init__(self, package: Package, threads: int, model: Model | None = None) -> None:
+        self._pool = ThreadPoolExecutor(
+            1, thread_name_prefix="model", initializer=tuning.set_threads, initargs=(threads,)
+        )
+        try:
+            self.model = model or self._pool.submit(Model.load, package).result()
+        except BaseException:
+            self.close()
+            raise
+
+    def start(self, batch: Batch, done: Callable[[Ran], None], loop: asyncio.AbstractEventLoop) -> None:
+        """Run *batch* in the thread, then call *done* on *loop*."""
+        self._pool.submit(lambda: loop.call_soon_threadsafe(done, _run(self.model, batch)))
+
+    def close(self) -> None:
+        """Let the thread end."""
+        self._pool.shutdown(wait=False)
+
+
+def _run(model: Model, batch: Batch) -> Ran:
+    try:
+        return model.run(batch)
+    except BaseException as exc:  # noqa: BLE001  a thread that dies would leave its requests unanswered
+        _log.error("a batch failed", exc_info=exc)
+        return Ran(results=[ModelFailure(f"the model's thread failed: {summary(exc)}") for _ in batch])
+
+
 class Engine:
-    """One loaded model. `ready` turns false for good when even the golden example no longer runs."""
+    """A package that is served. `ready` turns false for good when even the golden example no longer runs."""
 
     def __init__(
-        self, package: Manifest, predict: Predict, golden: Mapping[str, Array], pool: ThreadPoolExecutor
+        self, package: Package, model: Model, plan: Plan, options: Options, metrics: Metrics
     ) -> None:
-        self.manifest = package
-        self.ready = True
-        self._predict = predict
-        self._golden = golden
-        self._pool = pool
+        self.manifest = package.manifest
+        self.metrics = metrics
+        self.plan = plan
+        limits = Limits(
+            joins=plan.joins,
+            max_batch_size=plan.max_batch_size,
+            preferred_batch_size=options.preferred_batch_size,
+            max_queue_delay=options.max_queue_delay_ms / 1000,
+            max_queue_rows=options.max_queue_rows,
+        )
+        self._queue = Queue(limits, batcher.free_inputs(package.manifest.signature))
+        self._instances = [Instance(package, plan.threads, model)]
+        try:
+            for _ in range(plan.instances - 1):
+                self._instances.append(Instance(package, plan.threads))
+        except BaseException:
+            self.close()
+            raise
+        self._idle = list(self._instances)
+        self._row_seconds = plan.row_seconds
+        self._slow = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pump_is_due = False
+        self._timer: asyncio.TimerHandle | None = None
+        metrics.queue_rows = lambda: self._queue.rows
 
     @classmethod
-    def load(cls, path: Path) -> Engine:
-        """Load the package in *path* and warm it up on its golden example.
+    def load(cls, path: Path, options: Options | None = None, metrics: Metrics | None = None) -> Engine:
+        """Load the package in *path*, warm it up on its golden example, and find out how it is best run.
 
         Raises `BadPackage` if it is damaged, `UnknownBackend` or `MissingExtra` if its format is not installed,
         `ModelFailure` if the model cannot be loaded, does not run, or does not answer as its signature says.
         """
-        package = manifest.read(path)
-        manifest.verify(path, package)
-        try:
-            golden, _ = manifest.read_example(path)
-        except (OSError, ValueError, BadZipFile) as exc:
-            raise BadPackage(f"the golden example of {path} cannot be read: {summary(exc)}") from exc
-        backend = plugins.create("format", package.format)
-        pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
-        try:
-            predict = pool.submit(_load, backend, path / manifest.MODEL_DIR, package.signature).result()
-            engine = cls(package, predict, golden, pool)
-            pool.submit(engine._warm_up).result()
-        except BaseException:
-            pool.shutdown(wait=False)
-            raise
+        options = options or Options()
+        package = Package.read(path)
+        model = Model.load(package)
+        cpus = max(1, math.floor(cpu.limit()))
+        plan = tuning.decide(tuning.measure(model, cpus), options, cpus)
+        tuning.set_threads(plan.threads)
+        engine = cls(package, model, plan, options, metrics or Metrics("model", "1"))
+        _log.info("batching: %s", engine.batching)
         return engine
 
-    def _warm_up(self) -> None:
-        """Run the golden example: all of it, and one row, the size that most requests have."""
-        batches = [self._golden]
-        if all(s.shape and s.shape[0] is None for s in self.manifest.signature.inputs):
-            batches.append(take_rows(self._golden, 1))
-        for inputs in batches:
-            try:
-                _checked(self._predict(inputs), self.manifest.signature)
-            except MlopsnbError:
-                raise
-            except Exception as exc:
-                raise ModelFailure(f"the model fails on its own example: {summary(exc)}") from exc
+    @property
+    def ready(self) -> bool:
+        """Whether the model works."""
+        return not any(instance.model.broken for instance in self._instances)
 
-    async def infer(self, inputs: Mapping[str, Array]) -> Answer:
-        """Run the model on *inputs*, which fit the signature.
+    @property
+    def batching(self) -> dict[str, Any]:
+        """How the model is run, for people and for the metadata."""
+        plan, limits = self.plan, self._queue.limits
+        told: dict[str, Any] = {
+            "mode": "inline" if plan.inline else "threads",
+            "instances": plan.instances,
+            "threads_per_instance": plan.threads,
+            "enabled": limits.joins,
+            "max_batch_size": limits.max_batch_size if limits.joins else None,
+            "preferred_batch_size": list(limits.preferred_batch_size),
+            "max_queue_delay_ms": limits.max_queue_delay * 1000,
+            "max_queue_rows": limits.max_queue_rows,
+            "forward_ms": round(plan.forward_seconds * 1000, 4),
+        }
+        return told | ({"reason": plan.apart} if plan.apart else {})
 
-        Raises `BadRequest` (rejected) if the model fails on them alone, `ModelFailure` if it fails altogether.
+    @property
+    def waits(self) -> bool:
+        """Whether a request may have to wait for others, so that it pays to see if its client is still there."""
+        return not self.plan.inline
+
+    async def infer(self, inputs: Mapping[str, Array], *, rows: int, deadline: float | None = None) -> Answer:
+        """Run the model on *inputs*, which fit the signature and have *rows* rows; *deadline* is loop time.
+
+        Raises `BadRequest` (rejected) if the model fails on them alone, `ModelFailure` if it fails altogether,
+        `Overloaded` if too much waits already, `DeadlineExceeded` if the model was not called in time. If it is
+        cancelled, the model is not called for it any more.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._infer, inputs)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Answer] = loop.create_future()
 
-    def _infer(self, inputs: Mapping[str, Array]) -> Answer:
-        start = time.perf_counter()
+        def done(job: Job, outcome: Outputs | Exception) -> None:
+            if future.done():
+                return
+            if isinstance(outcome, Exception):
+                future.set_exception(outcome)
+            else:
+                future.set_result(Answer(outputs=outcome, seconds=job.seconds))
+
+        job = self.submit(inputs, rows, done, deadline=deadline, loop=loop)
         try:
-            outputs = _checked(self._predict(inputs), self.manifest.signature)
-        except Exception as exc:
-            self._still_works(exc)
-            shapes = ", ".join(f"{k!r} {dtype_name(a)} {list(a.shape)}" for k, a in inputs.items())
-            raise BadRequest(
-                f"the model cannot take this input: {summary(exc)}; the inputs were {shapes}", kind="rejected"
-            ) from exc
-        return Answer(outputs=outputs, seconds=time.perf_counter() - start)
+            return await future
+        except asyncio.CancelledError:
+            self.cancel(job)
+            raise
 
-    def _still_works(self, exc: Exception) -> None:
-        """Run the golden example after *exc*; if that fails as well, the model is to blame."""
+    def admit(self) -> None:
+        """Raise `Overloaded` if nothing more is taken in now; ask before work is put into a request."""
+        if self._queue.full:
+            raise self._overloaded()
+
+    def submit(
+        self,
+        inputs: Mapping[str, Array],
+        rows: int,
+        done: Callable[[Job, Outputs | Exception], None],
+        *,
+        deadline: float | None,
+        loop: asyncio.AbstractEventLoop,
+        at_once: bool = False,
+    ) -> Job:
+        """Let the model run on *inputs* and then call *done* on *loop*, on which this is called; see `infer`.
+
+        With *at_once* nobody else can come in this turn of the loop, so that there is nothing to wait for.
+        Raises `Overloaded`; all other errors are told to *done*.
+        """
+        self._loop = loop
+        job = Job(inputs, rows, done, deadline, loop.time(), time.perf_counter())
+        if not self._queue.push(job):
+            raise self._overloaded()
+        if self._idle and not self._pump_is_due:
+            if at_once:
+                self._pump()
+            else:
+                self._pump_is_due = True
+                loop.call_soon(self._pump)
+        elif deadline is not None and not self._idle:
+            self._set_timer()
+        return job
+
+    def cancel(self, job: Job) -> None:
+        """Forget *job*; the model is not called for it any more, and it is not answered."""
+        self._queue.cancel(job)
+
+    def close(self) -> None:
+        """Let the threads end when they are done."""
+        for instance in self._instances:
+            instance.close()
+
+    def _overloaded(self) -> Overloaded:
+        seconds = self._queue.rows * self._row_seconds / len(self._instances)
+        return Overloaded(min(max(1, math.ceil(seconds)), 60))
+
+    def _pump(self) -> None:
+        """Hand out batches while there are instances; inline one a turn, so that I/O has its turn as well."""
+        assert self._loop is not None
+        self._pump_is_due = False
+        queue = self._queue
+        now = self._loop.time()
+        queue.expire(now, lambda job: DeadlineExceeded(now - job.arrived))
+        while queue.rows and self._idle:
+            batch = queue.take(now)
+            if batch is None:
+                break
+            begin = time.perf_counter()
+            for piece in batch:
+                self.metrics.waited(begin - piece.job.stamp)
+            if self.plan.inline and sum(p.stop - p.start for p in batch) <= self.plan.inline_rows:
+                ran = _run(self._idle[-1].model, batch)
+                self._watch(ran)
+                self._answer(batch, ran)
+                if queue.rows:
+                    self._pump_is_due = True
+                    self._loop.call_soon(self._pump)
+                    return
+            else:
+                instance = self._idle.pop()
+                instance.start(batch, partial(self._back, instance, batch), self._loop)
+        if queue.rows:
+            self._set_timer()
+
+    def _set_timer(self) -> None:
+        """Look again when the next deadline or the end of the wait for a fuller batch comes."""
+        assert self._loop is not None
+        when = self._queue.wake() if self._idle else self._queue.earliest
+        if self._timer is not None:
+            if self._timer.when() <= when and not self._timer.cancelled():
+                return
+            self._timer.cancel()
+        self._timer = None if when == math.inf else self._loop.call_at(when, self._timed_out)
+
+    def _timed_out(self) -> None:
+        self._timer = None
+        self._pump()
+
+    def _back(self, instance: Instance, batch: Batch, ran: Ran) -> None:
+        self._idle.append(instance)
+        self._answer(batch, ran)
+        self._pump()
+
+    def _answer(self, batch: Batch, ran: Ran) -> None:
+        """Give each request of *batch* what came of it."""
+        for rows, seconds in ran.calls:
+            self.metrics.ran(rows, seconds)
+        if not ran.joinable:
+            self._stop_joining()
+        rows = sum(p.stop - p.start for p in batch)
+        if rows:
+            self._row_seconds += 0.1 * (ran.seconds / rows - self._row_seconds)
+        for piece, outcome in zip(batch, ran.results, strict=True):
+            job = piece.job
+            job.seconds += ran.seconds
+            if piece.whole or isinstance(outcome, Exception):
+                self._settle(job, outcome)
+                continue
+            job.parts[piece.start] = outcome
+            job.answered += piece.stop - piece.start
+            if job.answered == job.rows:
+                self._settle(job, _assembled(job))
+
+    def _settle(self, job: Job, outcome: Outputs | Exception) -> None:
         try:
-            _checked(self._predict(self._golden), self.manifest.signature)
-        except Exception as second:  # noqa: BLE001  told in the failure, beside its cause
-            self.ready = False
-            raise ModelFailure(
-                f"the model fails, on its own example too: {summary(second)}",
-                hint="the server is no longer ready; start it anew",
-            ) from exc
+            self._queue.settle(job, outcome)
+        except Exception as exc:  # noqa: BLE001  the others in the batch must have their answers all the same
+            _log.error("an answer could not be handed on", exc_info=exc)
+
+    def _stop_joining(self) -> None:
+        """Run each request alone from now on: what the self-test saw no longer holds."""
+        if self._queue.limits.joins:
+            self._queue.limits = replace(self._queue.limits, joins=False)
+            self.plan = replace(self.plan, joins=False, apart="the outputs do not follow the rows")
+            _log.warning("requests no longer share a call: %s", self.plan.apart)
+
+    def _watch(self, ran: Ran) -> None:
+        """Move a model that holds the event loop up, again and again, into a thread."""
+        self._slow = self._slow + 1 if ran.seconds > _TOO_LONG_SECONDS else 0
+        if self._slow >= _TOO_OFTEN:
+            self.plan = replace(self.plan, inline=False)
+            _log.warning("the model runs in a thread from now on: a call took %.3g s", ran.seconds)
 
 
-def _load(backend: object, path: Path, signature: Signature) -> Predict:
+def _assembled(job: Job) -> Outputs | Exception:
+    """Return the answers of all pieces as one."""
     try:
-        predict: Predict = backend.load(path, signature)  # type: ignore[attr-defined]
-    except MlopsnbError:
-        raise
-    except Exception as exc:
-        raise ModelFailure(f"the model cannot be loaded: {summary(exc)}") from exc
-    return predict
-
-
-def _checked(outputs: Mapping[str, Array], signature: Signature) -> dict[str, Array]:
-    """Return *outputs* in order; `ModelFailure` unless they have the signature's names and dtypes."""
-    found = {name: dtype_name(array) for name, array in outputs.items()}
-    if found != {s.name: s.dtype for s in signature.outputs}:
-        expected = ", ".join(f"{s.name} {s.dtype}" for s in signature.outputs)
-        came = ", ".join(f"{name} {dtype}" for name, dtype in found.items())
-        raise ModelFailure(f"the model's outputs should be {expected}; found {came or 'none'}")
-    return {s.name: outputs[s.name] for s in signature.outputs}
+        return batcher.join([job.parts[start] for start in sorted(job.parts)])
+    except ValueError as exc:
+        return ModelFailure(f"the answers of {job.rows} rows, run in parts, do not fit together: {exc}")

@@ -5,6 +5,8 @@ What can go wrong while serving, in words that know nothing of HTTP; `app` maps 
   x BadRequest           the client's fault; `kind` says how
 * StepError
   x ModelFailure         the model is at fault
+  x Overloaded           too much waits already; `retry_after` says when to come back
+  x DeadlineExceeded     the time that the request was given has passed
   x CannotListen         an address is taken or not ours
 """
 
@@ -28,6 +30,24 @@ class BadRequest(UserError):
 
 class ModelFailure(StepError):
     """The model cannot be loaded, does not run, or does not answer as its signature says."""
+
+
+class Overloaded(StepError):
+    """Nothing more is taken in for now. `retry_after` is the seconds, 1 or more, after which it may be."""
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__(
+            f"the server is overloaded; try again in {retry_after} s",
+            hint="send fewer requests at a time, or run more replicas",
+        )
+        self.retry_after = retry_after
+
+
+class DeadlineExceeded(StepError):
+    """A request waited for the model longer than it was given; the model was not called."""
+
+    def __init__(self, waited: float) -> None:
+        super().__init__(f"the deadline passed after {waited:.3g} s in the queue; the model was not called")
 
 
 class CannotListen(StepError):

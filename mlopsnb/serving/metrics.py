@@ -1,69 +1,118 @@
-"""What the runtime counts, for Prometheus. Counts predictions only, not probes, so that rates mean something."""
+"""What the runtime counts, for Prometheus. Counts predictions only, not probes, so that rates mean something.
+
+Counting is plain addition, on the event loop alone, as it is done for every request; names, labels and text come
+in when somebody asks.
+"""
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+
+from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_FINE_SECONDS = (0.00001, 0.000025, 0.00005, 0.0001, 0.00025, *_SECONDS)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
-class Metrics:
+class _Histogram:
+    """Counts by bucket, the last one without a bound, and the sum."""
+
+    __slots__ = ("_bounds", "_counts", "_total")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._bounds = tuple(map(float, bounds))
+        self._counts = [0] * (len(bounds) + 1)
+        self._total = 0.0
+
+    def observe(self, value: float) -> None:
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._total += value
+
+    def family(self, name: str, told: str, labels: dict[str, str]) -> Metric:
+        buckets: list[tuple[str, float]] = []
+        below = 0
+        for bound, count in zip((*map(str, self._bounds), "+Inf"), self._counts, strict=True):
+            below += count
+            buckets.append((bound, below))
+        family = HistogramMetricFamily(name, told, labels=list(labels))
+        family.add_metric(list(labels.values()), buckets, self._total)
+        return family
+
+
+class Metrics(Collector):
     """The counters of one server; each series has the labels `model_name` and `model_version`."""
 
     def __init__(self, name: str, version: str) -> None:
+        self._labels = {"model_name": name, "model_version": version}
+        self._requests: dict[int, int] = {}
+        self._in_progress = 0
+        self._duration = _Histogram(_SECONDS)
+        self._rows = _Histogram(_ROWS)
+        self._waited = _Histogram(_FINE_SECONDS)
+        self._model = _Histogram(_FINE_SECONDS)
+        self.queue_rows: Callable[[], int] = lambda: 0
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
-        labels = ("model_name", "model_version")
-        self._requests = Counter(
-            "mlopsnb_request",
-            "Prediction requests by status code.",
-            (*labels, "code"),
-            registry=self._registry,
-        )
-        self._duration = Histogram(
-            "mlopsnb_request_duration_seconds",
-            "Prediction requests from the head read to the answer ready.",
-            labels,
-            buckets=_SECONDS,
-            registry=self._registry,
-        ).labels(name, version)
-        self._in_progress = Gauge(
-            "mlopsnb_request_in_progress", "Prediction requests now in work.", labels, registry=self._registry
-        ).labels(name, version)
-        self._rows = Histogram(
-            "mlopsnb_batch_size",
-            "Rows in one call of the model.",
-            labels,
-            buckets=_ROWS,
-            registry=self._registry,
-        ).labels(name, version)
-        self._model = Histogram(
-            "mlopsnb_model_seconds",
-            "Seconds in one call of the model.",
-            labels,
-            buckets=_SECONDS,
-            registry=self._registry,
-        ).labels(name, version)
-        self._labels = (name, version)
+        self._registry.register(self)
 
     def started(self) -> None:
         """A prediction request has come."""
-        self._in_progress.inc()
+        self._in_progress += 1
 
     def finished(self, code: int, seconds: float) -> None:
         """A prediction request was answered with *code*."""
-        self._in_progress.dec()
-        self._requests.labels(*self._labels, str(code)).inc()
+        self._in_progress -= 1
+        self._requests[code] = self._requests.get(code, 0) + 1
         self._duration.observe(seconds)
+
+    def waited(self, seconds: float) -> None:
+        """A request, or a piece of one, has waited before its call of the model."""
+        self._waited.observe(seconds)
 
     def ran(self, rows: int, seconds: float) -> None:
         """The model was called once."""
         self._rows.observe(rows)
         self._model.observe(seconds)
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every family, as prometheus_client asks for."""
+        names, values = list(self._labels), list(self._labels.values())
+        requests = CounterMetricFamily(
+            "mlopsnb_request", "Prediction requests by status code.", labels=[*names, "code"]
+        )
+        for code, count in sorted(self._requests.items()):
+            requests.add_metric([*values, str(code)], count)
+        yield requests
+        for name, told, value in (
+            ("mlopsnb_request_in_progress", "Prediction requests now in work.", self._in_progress),
+            ("mlopsnb_queue_rows", "Rows that wait for the model.", self.queue_rows()),
+        ):
+            gauge = GaugeMetricFamily(name, told, labels=names)
+            gauge.add_metric(values, value)
+            yield gauge
+        for name, told, histogram in (
+            (
+                "mlopsnb_request_duration_seconds",
+                "Prediction requests from the head read to the answer ready.",
+                self._duration,
+            ),
+            ("mlopsnb_batch_size", "Rows in one call of the model.", self._rows),
+            ("mlopsnb_queue_seconds", "Seconds that requests waited for the model.", self._waited),
+            ("mlopsnb_model_seconds", "Seconds in one call of the model.", self._model),
+        ):
+            yield histogram.family(name, told, self._labels)
 
     def expose(self) -> bytes:
         """Return all of it in Prometheus' text format."""

@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from mlopsnb.serving import fastlane
 from mlopsnb.serving.errors import CannotListen
 from mlopsnb.serving.handover import ControlSocket, PublicListener
 from mlopsnb.serving.listen import BACKLOG, Sockets
 
 if TYPE_CHECKING:
     from mlopsnb.serving.app import App
+    from mlopsnb.serving.rpc.service import GrpcServer
 
 KEEP_ALIVE_SECONDS = 75
 _TICK = 0.02
@@ -38,7 +40,13 @@ class Server(uvicorn.Server):
     """
 
     def __init__(
-        self, app: App, sockets: Sockets, *, drain_seconds: float, on_ready: Callable[[], None]
+        self,
+        app: App,
+        sockets: Sockets,
+        *,
+        drain_seconds: float,
+        on_ready: Callable[[], None],
+        grpc: GrpcServer | None = None,
     ) -> None:
         config = uvicorn.Config(
             app,
@@ -57,12 +65,14 @@ class Server(uvicorn.Server):
         self._sockets = sockets
         self._drain_seconds = drain_seconds
         self._on_ready = on_ready
+        self._grpc = grpc
+        self._protocol = fastlane.protocol(app)
         self._listener = PublicListener(self._make_protocol)
         self._control: ControlSocket | None = None
         self._private: asyncio.Server | None = None
 
     def _make_protocol(self) -> asyncio.Protocol:
-        return HttpToolsProtocol(config=self.config, server_state=self.server_state, app_state={})
+        return self._protocol(config=self.config, server_state=self.server_state, app_state={})
 
     def run_until_stopped(self) -> None:
         """Serve on the fastest event loop there is. Raises `CannotListen` if an address was taken meanwhile."""
@@ -71,6 +81,8 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and report that we do."""
+        if self._grpc is not None:  # first, as nothing is open yet if its port is taken
+            await self._grpc.start()
         try:
             await self._listen()
         except OSError as exc:
@@ -107,11 +119,14 @@ class Server(uvicorn.Server):
         if self._private is not None:
             self._private.close()
         deadline = loop.time() + self._drain_seconds
+        if self._grpc is not None:
+            await self._grpc.stop()
         while self.server_state.connections and loop.time() < deadline:
             await asyncio.sleep(_TICK)
         while self.server_state.connections or self.server_state.tasks:
             self._close_idle(abort=loop.time() > deadline + _FLUSH_SECONDS)
             await asyncio.sleep(_TICK)
+        self._app.log.flush()
 
     def _close_idle(self, *, abort: bool) -> None:
         """Close the connections that owe no answer: none was asked for, or the request is not whole yet.

@@ -1,7 +1,10 @@
-"""The Open Inference Protocol, version 2, as JSON: requests, answers and metadata, both ways.
+"""The Open Inference Protocol, version 2: requests, answers and metadata, both ways.
 
 Pure: bytes to arrays and back, for the runtime and for its clients. Knows no HTTP and no model.
-Source: https://github.com/kserve/open-inference-protocol (specification/protocol/inference_rest.md).
+A message is JSON; with the extension `binary_tensor_data` the raw bytes of tensors follow it, in the order in which
+the JSON names them, and the length of the JSON travels beside the message (`header_length`).
+Source: https://github.com/kserve/open-inference-protocol (specification/protocol/inference_rest.md), and for the
+extension see `binary`.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import numpy as np
 import orjson
 
 from mlopsnb.errors import StepError, nearest
-from mlopsnb.serving import values
+from mlopsnb.serving import binary, values
 from mlopsnb.serving.errors import BadRequest
 from mlopsnb.tensors import STRING, Array, dtype_name
 
@@ -36,21 +39,41 @@ _DTYPES = {datatype: dtype for dtype, datatype in DATATYPES.items()}
 _NOT_JSON = re.compile(rb"\b(?:NaN|-?Infinity|nan|inf)\b")
 
 
+EXTENSIONS = ("binary_tensor_data",)
+"""What we understand beyond the protocol; a server lists it in its metadata."""
+
+
+class _TensorParameters(msgspec.Struct):
+    binary_data_size: int | None = None
+
+
 class _Tensor(msgspec.Struct):
     name: str
     shape: list[int]
     datatype: str
     data: msgspec.Raw = msgspec.Raw()
+    parameters: _TensorParameters | None = None
+
+
+class _OutputParameters(msgspec.Struct):
+    binary_data: bool | None = None
+    classification: int | None = None
 
 
 class _Output(msgspec.Struct):
     name: str
+    parameters: _OutputParameters | None = None
+
+
+class _Parameters(msgspec.Struct):
+    binary_data_output: bool = False
 
 
 class _Request(msgspec.Struct):
     inputs: list[_Tensor]
     id: str | None = None
     outputs: list[_Output] | None = None
+    parameters: _Parameters | None = None
 
 
 class _Response(msgspec.Struct):
@@ -63,22 +86,28 @@ _RESPONSE = msgspec.json.Decoder(_Response)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InferRequest:
-    """A request that fits the signature. `outputs` are the names asked for, None for all; `rows` its batch."""
+    """A request that fits the signature. `outputs` are the names asked for, None for all; `rows` its batch.
+
+    `binary` are the outputs that the client wants as raw bytes.
+    """
 
     inputs: Mapping[str, Array]
     rows: int
     id: str | None = None
     outputs: tuple[str, ...] | None = None
+    binary: frozenset[str] = frozenset()
 
 
-def decode_request(body: bytes, signature: Signature) -> InferRequest:
+def decode_request(body: bytes, signature: Signature, *, header_length: int | None = None) -> InferRequest:
     """Return the request in *body*, its inputs in the order, dtypes and shapes of *signature*.
 
-    Whatever the bytes are, raises nothing but `BadRequest`.
+    *header_length* is the length of the JSON if raw bytes of tensors follow it. Whatever the bytes are, raises
+    nothing but `BadRequest`.
     """
+    header, raw = _split(body, header_length)
     try:
-        request = _REQUEST.decode(body)
-        arrays = _inputs(request.inputs, signature)
+        request = _REQUEST.decode(header)
+        arrays = _inputs(request.inputs, _blobs(request.inputs, raw), signature)
     except msgspec.ValidationError as exc:
         raise BadRequest(
             f"the request is not Open Inference Protocol v2: {exc}; "
@@ -86,13 +115,54 @@ def decode_request(body: bytes, signature: Signature) -> InferRequest:
             kind="malformed",
         ) from exc
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise BadRequest(_why_not_json(body, exc), kind="malformed") from exc
+        raise BadRequest(_why_not_json(bytes(header), exc), kind="malformed") from exc
     return InferRequest(
         id=request.id,
         inputs=arrays,
-        outputs=_wanted(request.outputs, signature.outputs),
-        rows=_rows(arrays, signature.inputs),
+        outputs=wanted([output.name for output in request.outputs or ()], signature),
+        rows=rows_of(arrays, signature),
+        binary=_wanted_binary(request, signature.outputs),
     )
+
+
+def _split(body: bytes, header_length: int | None) -> tuple[bytes | memoryview, memoryview | None]:
+    """Return the JSON and what follows it; None if the message is JSON alone."""
+    if header_length is None:
+        return body, None
+    if not 0 < header_length <= len(body):
+        raise BadRequest(
+            f"the JSON header should have {header_length} bytes; the whole body has {len(body)}",
+            kind="malformed",
+        )
+    whole = memoryview(body)
+    return whole[:header_length], whole[header_length:]
+
+
+def _blobs(tensors: Sequence[_Tensor], raw: memoryview | None) -> dict[int, memoryview]:
+    """Return the raw bytes of each tensor that has some, by its place in *tensors*."""
+    found: dict[int, memoryview] = {}
+    start, end = 0, 0 if raw is None else raw.nbytes
+    for place, tensor in enumerate(tensors):
+        size = tensor.parameters.binary_data_size if tensor.parameters else None
+        if size is None:
+            continue
+        where = f"tensor {tensor.name[:80]!r}"
+        if memoryview(tensor.data).nbytes:
+            raise BadRequest(f"{where} has both data and binary_data_size", kind="malformed")
+        if raw is None:
+            raise BadRequest(
+                f"{where} has binary_data_size, but inference-header-content-length is not given",
+                kind="malformed",
+            )
+        if not 0 <= size <= end - start:
+            raise BadRequest(
+                f"{where} should have {size} bytes; {end - start} are left behind the JSON", kind="malformed"
+            )
+        found[place] = raw[start : start + size]
+        start += size
+    if start != end:
+        raise BadRequest(f"{end - start} bytes behind the JSON belong to no tensor", kind="malformed")
+    return found
 
 
 def _why_not_json(body: bytes, exc: Exception) -> str:
@@ -103,23 +173,34 @@ def _why_not_json(body: bytes, exc: Exception) -> str:
     return f"the request is not JSON: {exc}{advice}"
 
 
-def _inputs(tensors: Sequence[_Tensor], signature: Signature) -> dict[str, Array]:
-    specs = {s.name: s for s in signature.inputs}
-    found: dict[str, _Tensor] = {}
-    for tensor in tensors:
-        if tensor.name not in specs:
-            advice = nearest(tensor.name, specs)
+def _inputs(
+    tensors: Sequence[_Tensor], blobs: Mapping[int, memoryview], signature: Signature
+) -> dict[str, Array]:
+    found = places([tensor.name for tensor in tensors], signature)
+    return {
+        spec.name: _input(tensors[found[spec.name]], blobs.get(found[spec.name]), spec)
+        for spec in signature.inputs
+    }
+
+
+def places(names: Sequence[str], signature: Signature) -> dict[str, int]:
+    """Return where in *names* each input is; `BadRequest` if one is missing, there twice, or unknown."""
+    known = [s.name for s in signature.inputs]
+    found: dict[str, int] = {}
+    for place, name in enumerate(names):
+        if name not in known:
+            advice = nearest(name[:80], known)
             raise BadRequest(
-                f"unknown input {tensor.name[:80]!r}; the model's inputs are {', '.join(specs)}"
+                f"unknown input {name[:80]!r}; the model's inputs are {', '.join(known)}"
                 + (f"; {advice}" if advice else "")
             )
-        if tensor.name in found:
-            raise BadRequest(f"input {tensor.name!r} is given twice")
-        found[tensor.name] = tensor
+        if name in found:
+            raise BadRequest(f"input {name!r} is given twice")
+        found[name] = place
     missing = [_described(s) for s in signature.inputs if s.name not in found]
     if missing:
         raise BadRequest(f"missing input {', '.join(missing)}; found {', '.join(found) or 'no inputs'}")
-    return {name: _input(found[name], spec) for name, spec in specs.items()}
+    return found
 
 
 def _described(spec: TensorSpec) -> str:
@@ -130,55 +211,81 @@ def _shape(spec: TensorSpec) -> list[int]:
     return [-1 if n is None else n for n in spec.shape]
 
 
-def _input(tensor: _Tensor, spec: TensorSpec) -> Array:
+def _input(tensor: _Tensor, blob: memoryview | None, spec: TensorSpec) -> Array:
     where = f"input {spec.name!r}"
-    if tensor.datatype != DATATYPES[spec.dtype]:
-        raise BadRequest(
-            f"{where}: expected datatype {DATATYPES[spec.dtype]}, found {tensor.datatype[:80]!r}"
-        )
-    fits = len(tensor.shape) == len(spec.shape) and all(
-        n >= 0 and want in (None, n) for n, want in zip(tensor.shape, spec.shape, strict=True)
+    check_tensor(tensor.datatype, tensor.shape, spec)
+    shape = tuple(tensor.shape)
+    if blob is not None:
+        return binary.from_bytes(blob, spec.dtype, shape, allow_nan=spec.allow_nan, where=where)
+    if not memoryview(tensor.data).nbytes:
+        raise BadRequest(f"{where}: it has no data")
+    return values.from_json(tensor.data, spec.dtype, shape, allow_nan=spec.allow_nan, where=where)
+
+
+def check_tensor(datatype: str, shape: Sequence[int], spec: TensorSpec) -> None:
+    """Raise `BadRequest` unless a tensor of *datatype* and *shape* is what *spec* asks for."""
+    where = f"input {spec.name!r}"
+    if datatype != DATATYPES[spec.dtype]:
+        raise BadRequest(f"{where}: expected datatype {DATATYPES[spec.dtype]}, found {datatype[:80]!r}")
+    fits = len(shape) == len(spec.shape) and all(
+        n >= 0 and want in (None, n) for n, want in zip(shape, spec.shape, strict=True)
     )
     if not fits:
         row = [1, *_shape(spec)[1:]] if spec.shape and spec.shape[0] is None else []
         raise BadRequest(
-            f"{where}: expected shape {_shape(spec)}, found {tensor.shape[:64]}"
+            f"{where}: expected shape {_shape(spec)}, found {list(shape[:64])}"
             + (f"; one row is {row}" if row and -1 not in row else "")
         )
-    if not memoryview(tensor.data).nbytes:
-        raise BadRequest(f"{where}: it has no data")
-    return values.from_json(
-        tensor.data, spec.dtype, tuple(tensor.shape), allow_nan=spec.allow_nan, where=where
-    )
 
 
-def _rows(arrays: Mapping[str, Array], specs: Sequence[TensorSpec]) -> int:
-    batched = {s.name: arrays[s.name].shape[0] for s in specs if s.shape and s.shape[0] is None}
+def rows_of(arrays: Mapping[str, Array], signature: Signature) -> int:
+    """Return how many rows the inputs have, 1 if none counts rows; `BadRequest` if they disagree."""
+    batched = {s.name: arrays[s.name].shape[0] for s in signature.inputs if s.shape and s.shape[0] is None}
     if len(set(batched.values())) > 1:
         found = ", ".join(f"{name!r} has {rows}" for name, rows in batched.items())
         raise BadRequest(f"the inputs disagree on the number of rows: {found}")
     return next(iter(batched.values()), 1)
 
 
-def _wanted(asked: Sequence[_Output] | None, specs: Sequence[TensorSpec]) -> tuple[str, ...] | None:
-    if not asked:
-        return None
-    known = [s.name for s in specs]
-    for output in asked:
-        if output.name not in known:
+def wanted(asked: Sequence[str], signature: Signature) -> tuple[str, ...] | None:
+    """Return the names of the outputs asked for, None for all; `BadRequest` if one is unknown."""
+    known = [s.name for s in signature.outputs]
+    for name in asked:
+        if name not in known:
+            raise BadRequest(f"unknown output {name[:80]!r}; the model's outputs are {', '.join(known)}")
+    return tuple(dict.fromkeys(asked)) or None
+
+
+def _wanted_binary(request: _Request, specs: Sequence[TensorSpec]) -> frozenset[str]:
+    by_default = request.parameters is not None and request.parameters.binary_data_output
+    if not request.outputs:
+        return frozenset(s.name for s in specs) if by_default else frozenset()
+    found = set()
+    for output in request.outputs:
+        told = output.parameters or _OutputParameters()
+        if told.classification:
             raise BadRequest(
-                f"unknown output {output.name[:80]!r}; the model's outputs are {', '.join(known)}"
+                f"output {output.name!r}: the classification extension is not supported", kind="unsupported"
             )
-    return tuple(dict.fromkeys(output.name for output in asked))
+        if by_default if told.binary_data is None else told.binary_data:
+            found.add(output.name)
+    return frozenset(found)
 
 
 def encode_request(inputs: Mapping[str, Array], id: str | None = None) -> bytes:
-    """Return a request for *inputs*. NaN goes as null; raises `BadRequest` for infinity, which JSON cannot say."""
+    """Return a request in JSON alone. NaN goes as null; `BadRequest` for infinity, which JSON cannot say."""
     for name, array in inputs.items():
         if array.dtype.kind == "f" and bool(np.isinf(array).any()):
             raise BadRequest(f"input {name!r} holds infinity, which JSON cannot say")
     tensors = [_tensor(name, array) for name, array in inputs.items()]
     return _dumps({"inputs": tensors} if id is None else {"id": id, "inputs": tensors})
+
+
+def encode_binary_request(inputs: Mapping[str, Array]) -> tuple[bytes, int]:
+    """Return a request with raw bytes that asks for raw bytes, and the length of its JSON. Says every value."""
+    tensors, blobs = _binary_tensors(inputs, frozenset(inputs))
+    header = _dumps({"inputs": tensors, "parameters": {"binary_data_output": True}})
+    return b"".join((header, *blobs)), len(header)
 
 
 def encode_response(
@@ -197,39 +304,75 @@ def encode_response(
     return _dumps(message if id is None else {"id": id, **message})
 
 
+def answer(
+    request: InferRequest, outputs: Mapping[str, Array], *, model_name: str, model_version: str
+) -> tuple[bytes, int | None]:
+    """Return the answer to *request*, and the length of its JSON if raw bytes follow it."""
+    chosen = {name: outputs[name] for name in request.outputs or outputs}
+    if not request.binary:
+        return encode_response(
+            chosen, model_name=model_name, model_version=model_version, id=request.id
+        ), None
+    tensors, blobs = _binary_tensors(chosen, request.binary)
+    message = {"model_name": model_name, "model_version": model_version, "outputs": tensors}
+    header = _dumps(message if request.id is None else {"id": request.id, **message})
+    return b"".join((header, *blobs)), len(header)
+
+
+def _binary_tensors(
+    arrays: Mapping[str, Array], binary_names: frozenset[str]
+) -> tuple[list[dict[str, Any]], list[bytes]]:
+    tensors: list[dict[str, Any]] = []
+    blobs: list[bytes] = []
+    for name, array in arrays.items():
+        if name not in binary_names:
+            tensors.append(_tensor(name, array))
+            continue
+        blobs.append(binary.to_bytes(array))
+        tensors.append({**_described_array(name, array), "parameters": {"binary_data_size": len(blobs[-1])}})
+    return tensors, blobs
+
+
 def _tensor(name: str, array: Array) -> dict[str, Any]:
-    return {
-        "name": name,
-        "shape": list(array.shape),
-        "datatype": DATATYPES[dtype_name(array)],
-        "data": values.to_json(array),
-    }
+    return {**_described_array(name, array), "data": values.to_json(array)}
+
+
+def _described_array(name: str, array: Array) -> dict[str, Any]:
+    return {"name": name, "shape": list(array.shape), "datatype": DATATYPES[dtype_name(array)]}
 
 
 def _dumps(message: object) -> bytes:
     return orjson.dumps(message, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def decode_response(body: bytes) -> dict[str, Array]:
+def decode_response(body: bytes, *, header_length: int | None = None) -> dict[str, Array]:
     """Return the outputs in the answer *body* by name; `StepError` if it is no such answer."""
     try:
-        return {t.name: _output(t) for t in _RESPONSE.decode(body).outputs}
+        header, raw = _split(body, header_length)
+        tensors = _RESPONSE.decode(header).outputs
+        blobs = _blobs(tensors, raw)
+        return {t.name: _output(t, blobs.get(place)) for place, t in enumerate(tensors)}
     except (BadRequest, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise StepError(
             f"the answer is not Open Inference Protocol v2: {exc}", hint=f"it begins with {body[:200]!r}"
         ) from exc
 
 
-def _output(tensor: _Tensor) -> Array:
+def _output(tensor: _Tensor, blob: memoryview | None) -> Array:
     where = f"output {tensor.name!r}"
     dtype = _DTYPES.get(tensor.datatype)
     if dtype is None:
         raise BadRequest(f"{where} has the unknown datatype {tensor.datatype[:80]!r}")
     if any(n < 0 for n in tensor.shape) or len(tensor.shape) > 32:
         raise BadRequest(f"{where} has the impossible shape {tensor.shape[:64]}")
+    shape = tuple(tensor.shape)
+    if blob is not None:
+        return binary.from_bytes(
+            blob, dtype, shape, allow_nan=True, where=where
+        ).copy()  # for users to write on
     if not memoryview(tensor.data).nbytes:
         raise BadRequest(f"{where} has no data")
-    return values.from_json(tensor.data, dtype, tuple(tensor.shape), allow_nan=True, where=where)
+    return values.from_json(tensor.data, dtype, shape, allow_nan=True, where=where)
 
 
 def metadata(name: str, version: str, manifest: Manifest) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Between a JSON list of values and one numpy array. Knows no protocol and no HTTP.
+"""Between JSON lists of values and one numpy array. Knows no protocol and no HTTP.
 
 A missing value is NaN here and null there, since JSON has no NaN; infinity cannot be said in JSON either and
 becomes null too. Floats are written with the fewest digits that read back as the same value of their dtype.
@@ -6,16 +6,20 @@ becomes null too. Floats are written with the fewest digits that read back as th
 
 from __future__ import annotations
 
+import binascii
 import math
 from itertools import chain
 from types import GenericAlias
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import numpy as np
 
 from mlopsnb.serving.errors import BadRequest
 from mlopsnb.tensors import STRING, Array
+
+if TYPE_CHECKING:
+    from mlopsnb.records import TensorSpec
 
 _INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
 _RANGES = {name: (int(np.iinfo(name).min), int(np.iinfo(name).max)) for name in _INTEGERS}
@@ -65,6 +69,63 @@ def from_json(raw: msgspec.Raw, dtype: str, shape: tuple[int, ...], *, allow_nan
         raise BadRequest(f"{where}: shape {list(shape)} is impossible") from exc
 
 
+def from_lists(content: object, spec: TensorSpec, *, where: str) -> Array:
+    """Return parsed JSON, nested as deep as the shape of *spec*, as an array; free axes get the size that is found.
+
+    Text may be given as an object `{"b64": ...}` too. Raises `BadRequest`, which names *where* and the first value
+    that does not fit.
+    """
+    wanted = [-1 if n is None else n for n in spec.shape]
+    shape: list[int] = []
+    parts: list[Any] = [content]
+    for axis, size in enumerate(wanted):
+        for part in parts:
+            if not isinstance(part, list) or size not in (-1, len(part)):
+                found = f"a list of {len(part)}" if isinstance(part, list) else shown(part)
+                length = "" if size == -1 else f" of {size}"
+                raise BadRequest(
+                    f"{where}: values must follow shape {wanted}, with lists{length} on axis {axis}; found {found}"
+                )
+            size = len(part)  # noqa: PLW2901  a free axis has the size of its first list
+        shape.append(max(size, 0))
+        parts = list(chain.from_iterable(parts))
+    return _from_flat(parts, spec, where).reshape(shape)
+
+
+def _from_flat(values: list[Any], spec: TensorSpec, where: str) -> Array:
+    if spec.dtype == STRING:
+        values = [_text(value, where) for value in values]
+    if not _at_once(values, spec.dtype):
+        _inspect(values, spec.dtype, spec.allow_nan, where)
+        values = [math.nan if value is None else value for value in values]
+    array = _array(values, spec.dtype)
+    if array is None:
+        _inspect(values, spec.dtype, spec.allow_nan, where)
+        raise BadRequest(f"{where}: a value does not fit {spec.dtype}")
+    return array
+
+
+def _at_once(values: list[Any], dtype: str) -> bool:
+    """Say, faster than by a look at each, that *values* are all of *dtype* but for the range of floats."""
+    kinds = set(map(type, values))
+    if dtype in _FLOATS:
+        return kinds <= {int, float}
+    if dtype in _RANGES:
+        low, high = _RANGES[dtype]
+        return kinds <= {int} and low <= min(values, default=0) and max(values, default=0) <= high
+    return kinds <= ({bool} if dtype == "bool" else {str})
+
+
+def _text(value: object, where: str) -> object:
+    """Return what *value* says if it is `{"b64": text}`, else itself."""
+    if not isinstance(value, dict) or set(value) != {"b64"} or not isinstance(value["b64"], str):
+        return value
+    try:
+        return binascii.a2b_base64(value["b64"].encode(), strict_mode=True).decode()
+    except (binascii.Error, UnicodeDecodeError) as exc:
+        raise BadRequest(f"{where}: b64 should hold UTF-8 text in base64: {exc}") from exc
+
+
 def _array(values: list[Any], dtype: str) -> Array | None:
     """Return *values* as a flat array, or None if one is beyond the range of *dtype*."""
     if dtype == STRING:
@@ -85,13 +146,13 @@ def _inspected(
     except msgspec.ValidationError as exc:  # a number so long that no type holds it
         raise BadRequest(f"{where}: data must hold {_expected(dtype, allow_nan)}s; {exc}") from exc
     if not isinstance(values, list):
-        raise BadRequest(f"{where}: data must be a list, found {_shown(values)}")
+        raise BadRequest(f"{where}: data must be a list, found {shown(values)}")
     for axis, size in enumerate(shape[1:], start=1):
         if not any(isinstance(v, list) for v in values):
             break
         for part in values:
             if not isinstance(part, list) or len(part) != size:
-                found = f"a list of {len(part)}" if isinstance(part, list) else _shown(part)
+                found = f"a list of {len(part)}" if isinstance(part, list) else shown(part)
                 raise BadRequest(
                     f"{where}: nested data must follow shape {list(shape)}, with lists of {size} on axis {axis}; "
                     f"found {found}"
@@ -106,7 +167,7 @@ def _inspect(values: list[Any], dtype: str, allow_nan: bool, where: str) -> None
     for index, value in enumerate(values):
         if not _fits(value, dtype, allow_nan):
             raise BadRequest(
-                f"{where}: expected {_expected(dtype, allow_nan)}, found {_shown(value)} at data[{index}]"
+                f"{where}: expected {_expected(dtype, allow_nan)}, found {shown(value)} at data[{index}]"
             )
 
 
@@ -137,10 +198,12 @@ def _expected(dtype: str, allow_nan: bool) -> str:
     return "true or false" if dtype == "bool" else "a string"
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """Return *value* as JSON would show it, cut short; containers by their kind alone."""
     if isinstance(value, list | dict):
         return "a list" if isinstance(value, list) else "an object"
+    if isinstance(value, float) and math.isinf(value):
+        return "infinity"
     try:
         text = msgspec.json.encode(value).decode()
     except (OverflowError, ValueError):

@@ -51,6 +51,15 @@ class Affine:
         return predict
 '''
 
+ECHO = '''
+"""What goes in as `a` comes out as `out_a`."""
+
+
+class Echo:
+    def load(self, path, signature):
+        return lambda inputs: {f"out_{name}": array for name, array in inputs.items()}
+'''
+
 SIGNATURE = Signature(
     inputs=(
         TensorSpec(name="x", dtype="float32", shape=(None, 4), allow_nan=True),
@@ -65,13 +74,16 @@ SIGNATURE = Signature(
 
 @pytest.fixture(scope="session")
 def format_path(tmp_path_factory):
-    """A directory for PYTHONPATH that holds the format `affine`."""
+    """A directory for PYTHONPATH that holds the formats `affine` and `echo`."""
     site = tmp_path_factory.mktemp("site")
     (site / "affine_format.py").write_text(textwrap.dedent(AFFINE))
+    (site / "echo_format.py").write_text(textwrap.dedent(ECHO))
     info = site / "affine_format-1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: affine-format\nVersion: 1\n")
-    (info / "entry_points.txt").write_text("[mlopsnb.formats]\naffine = affine_format:Affine\n")
+    (info / "entry_points.txt").write_text(
+        "[mlopsnb.formats]\naffine = affine_format:Affine\necho = echo_format:Echo\n"
+    )
     return site
 
 
@@ -96,6 +108,38 @@ def make_package(tmp_path):
         return package
 
     return make
+
+
+@pytest.fixture
+def make_echo(tmp_path):
+    """Write a package that answers named arrays as they are; keywords `features` and `nan` are of every input."""
+
+    def make(inputs, *, features=(), nan=True):
+        package = tmp_path / "echo"
+        (package / manifest.MODEL_DIR).mkdir(parents=True)
+        outputs = {f"out_{name}": array for name, array in inputs.items()}
+        manifest.write_example(package, inputs, outputs)
+        signature = Signature(
+            inputs=tuple(_spec(k, a, features, nan) for k, a in inputs.items()),
+            outputs=tuple(_spec(k, a, (), nan) for k, a in outputs.items()),
+        )
+        manifest.write(
+            package,
+            manifest.Manifest(format="echo", signature=signature, files=manifest.file_digests(package)),
+        )
+        return package
+
+    return make
+
+
+def _spec(name, array, features, nan):
+    return TensorSpec(
+        name=name,
+        dtype="str" if array.dtype == object else array.dtype.name,
+        shape=(None, *array.shape[1:]),
+        feature_names=tuple(features),
+        allow_nan=nan and array.dtype.kind == "f",
+    )
 
 
 class Answer:

@@ -4,7 +4,10 @@ import json
 import subprocess
 import sys
 
-MODULES = ["app", "engine", "errors", "handover", "listen", "metrics", "server", "v2", "values", "__main__"]
+MODULES = [
+    *("app", "batcher", "binary", "cpu", "engine", "errors", "fastlane", "handover", "listen", "metrics"),
+    *("model", "protocols", "requestlog", "routes", "server", "tuning", "v2", "values", "__main__"),
+]
 HEAVY = {"torch", "tensorflow", "mlflow", "IPython", "pandas", "httpx"}
 NOTEBOOK_SIDE = {f"mlopsnb.{name}" for name in ("notebook", "flow", "targets", "tracking", "monitoring")}
 

@@ -233,6 +233,11 @@ def test_a_unix_path_that_is_taken_or_no_socket(serve, make_package, tmp_path):
         (["p", "--ready-fd", "987"], "file descriptor 987 is not open"),
         (["p", "--drain-seconds", "-1"], "'-1' is no number of seconds"),
         (["p", "--max-body-bytes", "0"], "'0' is no number of bytes"),
+        (["p", "--max-batch-size", "0"], "expected 1 or more, found 0"),
+        (["p", "--preferred-batch-size", "4,x"], "'x' is no whole number"),
+        (["p", "--instances", "-1"], "'-1' is no whole number"),
+        (["p", "--batching", "on"], "argument --batching: invalid choice: 'on'"),
+        (["p", "--request-timeout", "0"], "0 seconds are none"),
     ],
 )
 def test_wrong_usage(capsys, arguments, message):
@@ -289,7 +294,7 @@ def wait_until_draining(connect):
 
 
 def test_a_request_in_flight_is_answered_before_the_end(serve, make_package, body, gate):
-    runtime = serve(make_package(), "--port", "0", AFFINE_GATE=str(gate))
+    runtime = serve(make_package(), "--port", "0", "--instances", "1", AFFINE_GATE=str(gate))
     with contextlib.ExitStack() as stack:
         slow, probe = (stack.enter_context(contextlib.closing(runtime.connect())) for _ in range(2))
         slow.request("POST", PATH, json.dumps(body([[100, 0, 0, 0]])))
@@ -305,7 +310,7 @@ def test_a_request_in_flight_is_answered_before_the_end(serve, make_package, bod
 
 
 def test_a_second_signal_ends_at_once(serve, make_package, body, gate):
-    runtime = serve(make_package(), "--port", "0", AFFINE_GATE=str(gate))
+    runtime = serve(make_package(), "--port", "0", "--instances", "1", AFFINE_GATE=str(gate))
     with contextlib.closing(runtime.connect()) as slow, contextlib.closing(runtime.connect()) as probe:
         slow.request("POST", PATH, json.dumps(body([[100, 0, 0, 0]])))
         wait_until_in_progress(probe)
@@ -329,14 +334,19 @@ def test_idle_connections_do_not_hold_the_end_up(serve, make_package):
         assert (silent.recv(1), stuck.recv(1)) == (b"", b"")
 
 
-def test_sigterm_under_load_fails_no_request(serve, make_package, body):
-    runtime = serve(make_package(), "--port", "0")
+@pytest.mark.parametrize(
+    "options", [(), ("--instances", "2"), ("--batching", "off"), ("--max-queue-delay-ms", "3")]
+)
+def test_sigterm_under_load_fails_no_request(serve, make_package, body, options):
+    runtime = serve(make_package(), "--port", "0", *options)
     clients = Clients(runtime.connect, body(), keep_alive=True, threads=4, until_closed=True)
     with clients:
         clients.wait_for("1", 20)
         runtime.process.terminate()
         clients.join()
     assert (clients.failures, runtime.process.wait(20), runtime.errors) == ([], 0, "")
+    answered = sum(sum(counts.values()) for counts in clients.versions)
+    assert len(runtime.log_lines) == answered  # not one line is lost either
 
 
 @pytest.fixture

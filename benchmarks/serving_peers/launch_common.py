@@ -1,0 +1,42 @@
+"""What every launcher needs, in whichever environment it runs: the model as a function of one array.
+
+Frozen, optimised for inference and on one thread: the best that each server could do with this file.
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+
+BATCH = os.environ.get("BENCH_BATCH") == "1"
+HEAVY = os.environ.get("BENCH_HEAVY") == "1"
+MAX_BATCH_SIZE = 32
+
+
+def load():
+    """Return the model, warmed up, as a function from a float32 array of rows to another."""
+    import torch
+
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+    model = torch.jit.optimize_for_inference(torch.jit.load(os.environ["BENCH_MODEL"]).eval())
+    row = tuple(int(n) for n in os.environ["BENCH_ROW"].split(","))
+
+    def run(x):
+        with torch.inference_mode():
+            return model(torch.from_numpy(x)).numpy()
+
+    for rows in (1, 1, 1, 8, 8, 8):
+        run(np.zeros((rows, *row), np.float32))
+    return run
+
+
+def tensor(y):
+    """Return *y* as an output of the Open Inference Protocol."""
+    return {"name": "y", "shape": list(y.shape), "datatype": "FP32", "data": y.ravel().tolist()}
+
+
+def array(tensor):
+    """Return an input of the Open Inference Protocol, parsed as plain JSON, as an array."""
+    return np.array(tensor["data"], np.float32).reshape(tensor["shape"])

@@ -1,0 +1,202 @@
+"""A short self-test at load: how long the model takes, and from that how it is best run here.
+
+`measure` calls the model on its golden example; `decide` is pure. Nothing here is fixed for good: each choice has
+an option that overrules it, and the metadata shows what was measured and chosen.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from mlopsnb.extras import loaded
+from mlopsnb.serving import batcher
+from mlopsnb.serving.errors import summary
+from mlopsnb.tensors import Array, take_rows
+
+if TYPE_CHECKING:
+    from mlopsnb.serving.model import Model
+
+SIZES = (1, 2, 4, 8, 16, 32, 64)
+BUDGET_SECONDS = 0.3
+INLINE_SECONDS = 0.001
+INLINE_BATCH_SECONDS = 0.005
+"""What one row, and any batch, may take where it holds the event loop up."""
+
+INLINE_BATCH_SIZE = 32
+MAX_INSTANCES = 8
+_REPEATS = 15
+_NEAR_BEST = 0.9
+_GOOD_USE = 0.8
+_TRIAL_ROWS = 3
+_TRIAL_SECONDS = 0.1
+_FREE_THE_GIL = ("torch", "tensorflow", "onnxruntime")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the operator asks for; None leaves the choice to the self-test. 0 instances: on the event loop."""
+
+    batching: Literal["auto", "off"] = "auto"
+    max_batch_size: int | None = None
+    preferred_batch_size: tuple[int, ...] = ()
+    max_queue_delay_ms: float = 0.0
+    instances: int | None = None
+    max_queue_rows: int = 65_536
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """Median seconds of a call by its rows, and of one row by the threads that the framework used.
+
+    `apart` says why requests must not share a call; empty if they may. `tried` is false if the model is too
+    slow to find out. `parallel` says whether several threads can run models of this framework at a time.
+    """
+
+    seconds: Mapping[int, float]
+    by_threads: Mapping[int, float] = field(default_factory=dict)
+    apart: str = ""
+    tried: bool = True
+    parallel: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How the model is run: inline on the event loop, or in a thread for each instance.
+
+    `threads` are the framework's own in each call, 0 if they are left alone. Batches of more than `inline_rows`
+    never hold the event loop up. `row_seconds` is what a row takes in a full batch.
+    """
+
+    inline: bool
+    instances: int
+    threads: int
+    joins: bool
+    max_batch_size: int
+    inline_rows: int
+    row_seconds: float
+    forward_seconds: float
+    apart: str = ""
+
+
+def measure(model: Model, cpus: int, *, budget: float = BUDGET_SECONDS) -> Measured:
+    """Time *model* on its golden example for about *budget* seconds, with up to *cpus* threads of its framework."""
+    end = time.perf_counter() + budget
+    has_rows = batcher.may_join(model.signature)
+    one = take_rows(model.golden, 1) if has_rows else model.golden
+    set_threads(1)
+    seconds = {1: _median(partial(model.call, one), budget / 4)}
+    by_threads = dict(seconds)
+    if loaded("torch") is not None and seconds[1] > INLINE_SECONDS:
+        for threads in sorted({n for n in (2, 4, 8, 16, 32, cpus) if 1 < n <= cpus}):
+            set_threads(threads)
+            by_threads[threads] = _median(partial(model.call, one), budget / 8)
+        set_threads(1)
+    tried = has_rows and seconds[1] < _TRIAL_SECONDS
+    apart = _trial(model) if tried else "" if has_rows else "an input or output has no free first axis"
+    for rows in SIZES[1:] if tried and not apart else ():
+        left = end - time.perf_counter()
+        if 4 * seconds[rows // 2] > left:  # it is called twice at least, and may take twice as long
+            break
+        try:
+            seconds[rows] = _median(partial(model.call, take_rows(model.golden, rows)), left / 4)
+        except Exception:  # noqa: BLE001  so many rows are too many; what ran is the limit
+            break
+    parallel = any(loaded(name) is not None for name in _FREE_THE_GIL)
+    return Measured(seconds=seconds, by_threads=by_threads, apart=apart, tried=tried, parallel=parallel)
+
+
+def _median(call: Callable[[], object], budget: float) -> float:
+    """Return the median of a few calls after a first one, of fewer if *budget* seconds are over; never of none."""
+    call()
+    end = time.perf_counter() + budget
+    found: list[float] = []
+    while len(found) < _REPEATS and (not found or time.perf_counter() < end):
+        begin = time.perf_counter()
+        call()
+        found.append(time.perf_counter() - begin)
+    return statistics.median(found)
+
+
+def _trial(model: Model) -> str:
+    """Run a few rows together and apart; say why requests must not share a call, or nothing if they may."""
+    together = take_rows(model.golden, _TRIAL_ROWS)
+    rows = [{name: a[i : i + 1] for name, a in together.items()} for i in range(_TRIAL_ROWS)]
+    try:
+        joint = model.call(together)
+        apart = [model.call(row) for row in rows]
+    except Exception as exc:  # noqa: BLE001  it runs one request at a time, and that is how it will be run
+        return f"{_TRIAL_ROWS} rows in a call fail: {summary(exc)}"
+    if any(a.shape[:1] != (n,) for n, out in [(_TRIAL_ROWS, joint), (1, apart[0])] for a in out.values()):
+        return "the outputs do not follow the rows"
+    if not all(_same(a[i : i + 1], apart[i][name]) for name, a in joint.items() for i in range(_TRIAL_ROWS)):
+        return "rows change each other's answers when they share a call"
+    return ""
+
+
+def _same(one: Array, other: Array) -> bool:
+    """Say whether two answers are equal but for what floats lose when a sum is taken in another order."""
+    if one.shape != other.shape or one.dtype.kind != "f":
+        return np.array_equal(one, other)
+    scale = float(np.max(np.abs(other), initial=0.0, where=np.isfinite(other)))
+    rough = one.dtype.itemsize < 4
+    return np.allclose(
+        one, other, rtol=1e-2 if rough else 1e-3, atol=(1e-2 if rough else 1e-4) * scale, equal_nan=True
+    )
+
+
+def decide(measured: Measured, options: Options, cpus: int) -> Plan:
+    """Choose how to run a model that was *measured* so; what *options* say goes first."""
+    one = measured.seconds[1]
+    if options.instances is not None:
+        inline = options.instances == 0
+    else:
+        inline = one < INLINE_SECONDS and measured.seconds.get(8, 0.0) < 2 * INLINE_SECONDS
+    asked = options.instances or 0
+    threads = 1 if inline else _threads(measured.by_threads, cpus // max(asked, 1))
+    fitting = cpus // threads if measured.parallel else 1
+    instances = 1 if inline else asked or max(1, min(fitting, MAX_INSTANCES))
+    wanted = measured.tried or options.max_batch_size is not None
+    joins = options.batching == "auto" and wanted and not measured.apart
+    most, its_seconds = max(measured.seconds.items())
+    inline_rows = max(1, int(most * INLINE_BATCH_SECONDS / its_seconds))
+    size = _best_size(measured.seconds)
+    if inline:
+        size = min(max(size, INLINE_BATCH_SIZE), most, inline_rows)
+    size = options.max_batch_size or size
+    return Plan(
+        inline=inline,
+        instances=instances,
+        threads=threads,
+        joins=joins,
+        max_batch_size=size if joins else 1,
+        inline_rows=inline_rows,
+        row_seconds=its_seconds / most,
+        forward_seconds=one,
+        apart=measured.apart,
+    )
+
+
+def _threads(by_threads: Mapping[int, float], most: int) -> int:
+    """Return how many threads a call uses well, up to *most*; more calls at a time use the rest better."""
+    good = [n for n, s in by_threads.items() if n <= most and by_threads[1] / s >= _GOOD_USE * n]
+    return max(good, default=1)
+
+
+def _best_size(seconds: Mapping[int, float]) -> int:
+    """Return the smallest batch that gives nearly as many rows a second as any."""
+    rates = {rows: rows / s for rows, s in seconds.items()}
+    return min(rows for rows, rate in rates.items() if rate >= _NEAR_BEST * max(rates.values()))
+
+
+def set_threads(threads: int) -> None:
+    """Let the framework use *threads* threads in each call from this thread, where it can be told so late; 0: its own."""
+    torch = loaded("torch")
+    if torch is not None and threads:
+        torch.set_num_threads(threads)
