@@ -50,7 +50,6 @@ class Manifest:
     python: str = ""
     created: str = ""
     parity: ParityReport | None = None
-    provenance: Mapping[str, str] = field(default_factory=dict)
     protocol: int = PROTOCOL
 
     @property
