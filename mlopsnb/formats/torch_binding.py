@@ -96,14 +96,23 @@ def run(call: Any, inputs: Tensors, order: Sequence[str]) -> dict[str, np.ndarra
     return {name: to_numpy(t) for name, t in outputs.items()}
 
 
-def runner(module: Any, inputs: Sequence[str], outputs: Sequence[str]) -> Predict:
-    """Return *module*, which gives tensors in the order of *outputs*, as a callable on named arrays."""
+def runner(
+    module: Any, inputs: Sequence[str], outputs: Sequence[str], *, frozen: bool = False
+) -> Predict:
+    """Return *module*, which gives tensors in the order of *outputs*, as a callable on named arrays.
+
+    A *frozen* module has no parameters that would need gradients, and saves the cost of switching them off.
+    """
     torch = need("torch", extra="torch")
+    call = module.forward if frozen else torch.inference_mode()(module)
+    tensor_type = torch.Tensor
+    only = outputs[0] if len(outputs) == 1 else None
 
     def predict(arrays: Tensors) -> Tensors:
-        with torch.inference_mode():
-            raw = module(*[_tensor(torch, arrays[name]) for name in inputs])
-        found = [raw] if isinstance(raw, torch.Tensor) else named_outputs(raw).values()
+        raw = call(*[_tensor(torch, arrays[name]) for name in inputs])
+        if only is not None and isinstance(raw, tensor_type):
+            return {only: _array(torch, raw)}
+        found = [raw] if isinstance(raw, tensor_type) else named_outputs(raw).values()
         return {name: _array(torch, t) for name, t in zip(outputs, found, strict=True)}
 
     return predict
@@ -115,7 +124,8 @@ def to_tensor(array: np.ndarray[Any, Any]) -> Any:
 
 
 def _tensor(torch: Any, array: np.ndarray[Any, Any]) -> Any:
-    if not array.flags.writeable or not array.flags.c_contiguous:
+    flags = array.flags
+    if not flags.writeable or not flags.c_contiguous:
         array = np.array(array, order="C")  # torch warns of read-only memory and refuses negative strides
     return torch.from_numpy(array)
 
@@ -126,7 +136,8 @@ def to_numpy(tensor: Any) -> np.ndarray[Any, Any]:
 
 
 def _array(torch: Any, tensor: Any) -> np.ndarray[Any, Any]:
-    tensor = tensor.detach().cpu()
+    if tensor.requires_grad or tensor.device.type != "cpu":
+        tensor = tensor.detach().cpu()
     array: np.ndarray[Any, Any] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
     return array
 

@@ -12,6 +12,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mlopsnb import parity
 from mlopsnb.errors import ExportError, telling_line
 from mlopsnb.extras import need
@@ -22,9 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from mlopsnb.formats.torch_binding import Call
-    from mlopsnb.protocols import Bound, Predict
+    from mlopsnb.protocols import Bound, Predict, Tensors
     from mlopsnb.records import Signature
-    from mlopsnb.tensors import Example
+    from mlopsnb.tensors import Array, Example
 
 FILE = "model.pt"
 
@@ -53,13 +55,74 @@ class TorchScript:
         return Exported(requirements=(f"torch=={torch.__version__}",), notes=(note, *bound.model.notes))
 
     def load(self, path: Path, signature: Signature) -> Predict:
-        """Load `model.pt` onto the CPU."""
+        """Load `model.pt` onto the CPU. From its second call on it runs optimized, if it then answers the same."""
         torch = need("torch", extra="torch")
+        names = [s.name for s in signature.inputs], [s.name for s in signature.outputs]
         with _quiet():
             module = torch.jit.load(str(path / FILE), map_location="cpu").eval()
-        return torch_binding.runner(
-            module, [s.name for s in signature.inputs], [s.name for s in signature.outputs]
-        )
+        plain = torch_binding.runner(module, *names)
+
+        def first(inputs: Tensors) -> Tensors:
+            nonlocal chosen
+            outputs = plain(inputs)
+            chosen = _optimized(module, plain, names, _probes(inputs, signature)) or plain
+            return outputs
+
+        chosen: Predict = first
+        return lambda inputs: chosen(inputs)
+
+
+def _probes(inputs: Tensors, signature: Signature) -> list[Tensors]:
+    """Return *inputs*, and, where rows may be taken, one of them and none: what a faster model must get right."""
+    if not all(s.shape and s.shape[0] is None for s in signature.inputs):
+        return [inputs]
+    return [inputs, *({name: a[:rows] for name, a in inputs.items()} for rows in (1, 0))]
+
+
+def _optimized(
+    module: Any, plain: Predict, names: tuple[list[str], list[str]], probes: list[Tensors]
+) -> Predict | None:
+    """Return *module* frozen and optimized; None if that cannot be done or does not answer as *plain* does.
+
+    Frozen weights need no gradients, so that there is nothing to switch off at each call.
+    """
+    torch = need("torch", extra="torch")
+    try:
+        with _quiet():
+            faster = torch_binding.runner(torch.jit.optimize_for_inference(module), *names, frozen=True)
+            for inputs in probes:
+                if not _same(_outcome(plain, inputs), _outcome(faster, inputs)):
+                    return None
+    except Exception:  # noqa: BLE001  what cannot be frozen, a model with state for one, runs as it is
+        return None
+    return faster
+
+
+def _outcome(predict: Predict, inputs: Tensors) -> Tensors | None:
+    """Return the answer, None if there is none: not every model takes a batch of no rows."""
+    try:
+        return predict(inputs)
+    except RuntimeError:
+        return None
+
+
+def _same(one: Tensors | None, other: Tensors | None) -> bool:
+    """Say whether two answers are equal but for what floats lose when a sum is taken in another order."""
+    if one is None or other is None:
+        return one is other
+    return all(
+        a.dtype == other[name].dtype and a.shape == other[name].shape and _near(a, other[name])
+        for name, a in one.items()
+    )
+
+
+def _near(a: Array, b: Array) -> bool:
+    if a.dtype.kind != "f":
+        return bool(np.array_equal(a, b))
+    finite = np.abs(a[np.isfinite(a)])
+    scale = float(finite.max()) if finite.size else 0.0
+    precision = float(np.finfo(a.dtype).eps) * 100
+    return bool(np.allclose(a, b, rtol=precision, atol=precision * scale, equal_nan=True))
 
 
 @contextmanager
