@@ -334,7 +334,7 @@ def _binary_tensors(
 
 
 def _tensor(name: str, array: Array) -> dict[str, Any]:
-    return {**_described_array(name, array), "data": values.to_json(array)}
+    return {**_described_array(name, array), "data": orjson.Fragment(values.dumps(array))}
 
 
 def _described_array(name: str, array: Array) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import numpy as np
+import orjson
 
 from mlopsnb.serving.errors import BadRequest
 from mlopsnb.tensors import STRING, Array
@@ -26,21 +27,23 @@ _RANGES = {name: (int(np.iinfo(name).min), int(np.iinfo(name).max)) for name in 
 _FLOATS = ("float16", "float32", "float64")
 
 
-def _typed(dtype: str) -> msgspec.json.Decoder[list[Any]]:
-    element: Any = float if dtype in _FLOATS else int
-    if dtype in _RANGES and dtype != "uint64":  # msgspec's bounds end at int64; numpy checks the rest
+def element(dtype: str) -> Any:
+    """Return the type that msgspec reads a value of *dtype* as; of uint64 the bounds are left to numpy."""
+    if dtype in _FLOATS or dtype == "uint64":  # msgspec's bounds end at int64
+        return float if dtype in _FLOATS else int
+    if dtype in _RANGES:
         low, high = _RANGES[dtype]
-        element = Annotated[int, msgspec.Meta(ge=low, le=high)]
-    return msgspec.json.Decoder(GenericAlias(list, (element,)))
+        return Annotated[int, msgspec.Meta(ge=low, le=high)]
+    return bool if dtype == "bool" else str
 
 
 _TYPED: dict[str, msgspec.json.Decoder[list[Any]]] = {
-    **{dtype: _typed(dtype) for dtype in (*_RANGES, *_FLOATS)},
-    "bool": msgspec.json.Decoder(list[bool]),
-    STRING: msgspec.json.Decoder(list[str]),
+    dtype: msgspec.json.Decoder(GenericAlias(list, (element(dtype),)))
+    for dtype in (*_RANGES, *_FLOATS, "bool", STRING)
 }
 _UNSTABLE = np.float32(7.038531e-26)
 """The one float32 whose shortest decimal, read as a double, rounds to its neighbour. It is written as a double."""
+_UNSTABLE_JSON = orjson.dumps(_UNSTABLE, option=orjson.OPT_SERIALIZE_NUMPY)
 
 _ANYTHING = msgspec.json.Decoder(object)
 
@@ -209,6 +212,17 @@ def shown(value: object) -> str:
     except (OverflowError, ValueError):
         return "a number beyond all ranges"
     return text if len(text) <= 40 else text[:37] + "..."
+
+
+def dumps(array: Array) -> bytes:
+    """Return *array* flat, as a JSON list."""
+    if array.dtype.kind in "OSU":
+        return orjson.dumps([v.decode() if isinstance(v, bytes) else v for v in array.ravel().tolist()])
+    flat = np.ascontiguousarray(array).ravel()
+    text = orjson.dumps(flat, option=orjson.OPT_SERIALIZE_NUMPY)
+    if _UNSTABLE_JSON in text and flat.dtype == np.float32:
+        return orjson.dumps(flat.astype(np.float64), option=orjson.OPT_SERIALIZE_NUMPY)
+    return text
 
 
 def to_json(array: Array) -> Array | list[Any]:

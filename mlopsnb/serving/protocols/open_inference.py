@@ -11,6 +11,7 @@ from importlib.metadata import version as distribution_version
 from typing import TYPE_CHECKING
 
 from mlopsnb.serving import v2
+from mlopsnb.serving.codec import Codec
 from mlopsnb.serving.errors import BadRequest
 from mlopsnb.serving.routes import Headers, Prediction, Reply, Route, ServedModel, always, json_reply
 
@@ -26,8 +27,11 @@ def routes(model: ServedModel) -> dict[str, Route]:
     def ready(is_ready: bool) -> Reply:
         return json_reply({"name": model.name, "ready": is_ready}, 200 if is_ready else 503)
 
+    codec = Codec(model)
+
     def decode(body: bytes, headers: Headers) -> Prediction:
-        return _decode(model, body, headers)
+        plain = codec.decode(body) if HEADER_LENGTH not in headers else None
+        return plain or _decode(model, body, headers)
 
     found = {
         "/v2": Route(show=always(server_metadata())),
