@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 
 from mlopsnb.tensors import Array
@@ -41,8 +42,7 @@ class Limits:
     max_queue_bytes: int = QUEUE_BYTES
 
 
-@dataclass(slots=True, eq=False)
-class Job:
+class Job(msgspec.Struct, eq=False):
     """One request. `done` is called once, with its outputs or with what went wrong, unless it was cancelled.
 
     `deadline` and `arrived` are on the clock that the queue is told; `stamp` is when it came, on the clock that
@@ -60,12 +60,11 @@ class Job:
     settled: bool = False
     nbytes: int = 0
     weight: int = 0
-    parts: dict[int, Outputs] = field(default_factory=dict)
+    parts: dict[int, Outputs] | None = None
     answered: int = 0
 
 
-@dataclass(slots=True, eq=False)
-class Piece:
+class Piece(msgspec.Struct, eq=False):
     """Rows *start* to *stop* of a job; `whole` if those are all it has. Counts as one row if it has none."""
 
     job: Job
@@ -77,7 +76,7 @@ class Piece:
     @property
     def weight(self) -> int:
         """The rows it counts for."""
-        return max(self.stop - self.start, 1)
+        return self.stop - self.start or 1
 
     @property
     def inputs(self) -> Mapping[str, Array]:
@@ -121,8 +120,10 @@ class Queue:
     def push(self, job: Job) -> bool:
         """Let *job* wait; False, and it is not taken, if it would go beyond the limits."""
         limits = self.limits
-        nbytes = sum(map(_size, job.inputs.values()))
-        weight = max(job.rows, 1)
+        nbytes = 0
+        for array in job.inputs.values():
+            nbytes += _text_size(array) if array.dtype.hasobject else array.nbytes
+        weight = job.rows or 1
         if self.rows and (
             self.rows + weight > limits.max_queue_rows or self.nbytes + nbytes > limits.max_queue_bytes
         ):
@@ -134,11 +135,14 @@ class Queue:
         group = self._groups.get(key)
         if group is None:
             group = self._groups[key] = deque()
-        size = limits.max_batch_size if limits.joins else weight
-        for start in range(0, weight, size):
+        if weight <= limits.max_batch_size or not limits.joins:
             self._count += 1
-            stop = min(start + size, job.rows)
-            group.append(Piece(job, start, stop, stop - start == job.rows, self._count))
+            group.append(Piece(job, 0, job.rows, True, self._count))
+        else:
+            for start in range(0, weight, limits.max_batch_size):
+                self._count += 1
+                stop = min(start + limits.max_batch_size, weight)
+                group.append(Piece(job, start, stop, False, self._count))
         if job.deadline is not None and job.deadline < self.earliest:
             self.earliest = job.deadline
         return True
@@ -155,7 +159,9 @@ class Queue:
     def settle(self, job: Job, outcome: Outputs | Exception) -> None:
         """Answer *job*, unless it is answered or was cancelled; what waits of it will not be run."""
         if not job.settled:
-            self.cancel(job)
+            job.settled = True
+            if job.weight:
+                self.cancel(job)
             job.done(job, outcome)
 
     def _forget(self, job: Job) -> None:
@@ -205,6 +211,7 @@ class Queue:
         while group and group[0].job.settled:
             group.popleft()
         limits = self.limits
+        most, asked = limits.max_batch_size, limits.preferred_batch_size
         chosen: Batch = []
         rows = reached = 0
         full = not limits.joins
@@ -212,29 +219,34 @@ class Queue:
         for index, piece in enumerate(group, start=1):
             if piece.job.settled:
                 continue
-            weight = piece.weight
-            if chosen and rows + weight > limits.max_batch_size:
+            weight = piece.stop - piece.start or 1
+            if chosen and rows + weight > most:
                 full = True
                 break
             chosen.append(piece)
             rows, reached = rows + weight, index
-            if rows in limits.preferred_batch_size:
+            if rows in asked:
                 preferred = len(chosen), index
-            if full or rows >= limits.max_batch_size:
+            if full or rows >= most:
                 full = True
                 break
         if preferred[0]:
             chosen, reached = chosen[: preferred[0]], preferred[1]
         elif chosen and not full and now < chosen[0].job.arrived + limits.max_queue_delay:
             return []
-        for _ in range(reached):
-            self._left(group.popleft())
+        if reached == len(group):
+            left = list(group)
+            group.clear()
+        else:
+            left = [group.popleft() for _ in range(reached)]
+        for piece in left:
+            self._left(piece)
         return chosen
 
     def _left(self, piece: Piece) -> None:
         job = piece.job
         if not job.settled:
-            share = min(piece.weight, job.weight)
+            share = job.weight if piece.whole else min(piece.weight, job.weight)
             self.rows -= share
             job.weight -= share
             if not job.weight:
@@ -251,11 +263,9 @@ class Queue:
         return min(self.earliest, oldest + self.limits.max_queue_delay)
 
 
-def _size(array: Array) -> int:
-    """Return the bytes of *array*; of text about what its characters take."""
-    if array.dtype.kind == "O":
-        return sum(56 + len(text) for text in array.ravel())
-    return array.nbytes
+def _text_size(array: Array) -> int:
+    """Return about what the characters of *array* take, in bytes."""
+    return sum(56 + len(text) for text in array.ravel())
 
 
 def may_join(signature: Signature) -> bool:
@@ -275,20 +285,31 @@ def joined(batch: Batch) -> Mapping[str, Array]:
     return join([piece.inputs for piece in batch])
 
 
+def gather(piece: Piece, outputs: Outputs) -> bool:
+    """Keep the answer of *piece* with its job; say whether the job has the answers of all its rows now."""
+    job = piece.job
+    if job.parts is None:
+        job.parts = {}
+    job.parts[piece.start] = outputs
+    job.answered += piece.stop - piece.start
+    return job.answered == job.rows
+
+
 def join(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
     """Return named arrays joined along their rows; ValueError if their other axes differ."""
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def split(outputs: Outputs, batch: Iterable[Piece]) -> list[Outputs]:
+def split(outputs: Outputs, batch: Sequence[Piece]) -> list[Outputs]:
     """Return the rows of *outputs* for each piece of *batch*; `NotByRows` if there are not as many rows."""
+    total = sum([piece.stop - piece.start for piece in batch])
+    wrong = {name: a.shape for name, a in outputs.items() if not a.ndim or a.shape[0] != total}
+    if wrong:
+        raise NotByRows(f"the outputs of {total} rows have the shapes {wrong}")
     parts: list[Outputs] = []
     begin = 0
     for piece in batch:
         end = begin + piece.stop - piece.start
         parts.append({name: a[begin:end] for name, a in outputs.items()})
         begin = end
-    wrong = {name: a.shape for name, a in outputs.items() if not a.ndim or a.shape[0] != begin}
-    if wrong:
-        raise NotByRows(f"the outputs of {begin} rows have the shapes {wrong}")
     return parts

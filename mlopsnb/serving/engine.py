@@ -229,12 +229,11 @@ class Engine:
             batch = queue.take(now)
             if batch is None:
                 break
-            begin = time.perf_counter()
-            for piece in batch:
-                self.metrics.waited(begin - piece.job.stamp)
-            if self.plan.inline and sum(p.stop - p.start for p in batch) <= self.plan.inline_rows:
+            self.metrics.waited(time.perf_counter(), [piece.job.stamp for piece in batch])
+            if self.plan.inline and sum([p.stop - p.start for p in batch]) <= self.plan.inline_rows:
                 ran = _run(self._idle[-1].model, batch)
-                self._watch(ran)
+                if self._slow or ran.seconds > _TOO_LONG_SECONDS:
+                    self._watch(ran)
                 self._answer(batch, ran)
                 if queue.rows:
                     self._pump_is_due = True
@@ -271,25 +270,20 @@ class Engine:
             self.metrics.ran(rows, seconds)
         if not ran.joinable:
             self._stop_joining()
-        rows = sum(p.stop - p.start for p in batch)
+        rows = sum([p.stop - p.start for p in batch])
         if rows:
             self._row_seconds += 0.1 * (ran.seconds / rows - self._row_seconds)
+        settle = self._queue.settle
         for piece, outcome in zip(batch, ran.results, strict=True):
             job = piece.job
             job.seconds += ran.seconds
-            if piece.whole or isinstance(outcome, Exception):
-                self._settle(job, outcome)
-                continue
-            job.parts[piece.start] = outcome
-            job.answered += piece.stop - piece.start
-            if job.answered == job.rows:
-                self._settle(job, _assembled(job))
-
-    def _settle(self, job: Job, outcome: Outputs | Exception) -> None:
-        try:
-            self._queue.settle(job, outcome)
-        except Exception as exc:  # noqa: BLE001  the others in the batch must have their answers all the same
-            _log.error("an answer could not be handed on", exc_info=exc)
+            try:
+                if piece.whole or isinstance(outcome, Exception):
+                    settle(job, outcome)
+                elif batcher.gather(piece, outcome):
+                    settle(job, _assembled(job))
+            except Exception as exc:  # noqa: BLE001  the others in the batch must have their answers all the same
+                _log.error("an answer could not be handed on", exc_info=exc)
 
     def _stop_joining(self) -> None:
         """Run each request alone from now on: what the self-test saw no longer holds."""
@@ -308,6 +302,7 @@ class Engine:
 
 def _assembled(job: Job) -> Outputs | Exception:
     """Return the answers of all pieces as one."""
+    assert job.parts is not None
     try:
         return batcher.join([job.parts[start] for start in sorted(job.parts)])
     except ValueError as exc:

@@ -7,7 +7,7 @@ in when somebody asks.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -77,9 +77,11 @@ class Metrics(Collector):
         self._requests[code] = self._requests.get(code, 0) + 1
         self._duration.observe(seconds)
 
-    def waited(self, seconds: float) -> None:
-        """A request, or a piece of one, has waited before its call of the model."""
-        self._waited.observe(seconds)
+    def waited(self, until: float, since: Iterable[float]) -> None:
+        """Requests, or pieces of them, that came at *since* have waited for their call of the model *until* now."""
+        observe = self._waited.observe
+        for begin in since:
+            observe(until - begin)
 
     def ran(self, rows: int, seconds: float) -> None:
         """The model was called once."""

@@ -66,6 +66,7 @@ class Model:
         self.signature = package.manifest.signature
         self.golden = package.golden
         self._predict = predict
+        self._expected = {s.name: s.dtype for s in self.signature.outputs}
 
     @classmethod
     def load(cls, package: Package) -> Model:
@@ -101,12 +102,17 @@ class Model:
     def call(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Return the model's outputs in order; `ModelFailure` unless they have the signature's names and dtypes."""
         outputs = self._predict(inputs)
-        found = {name: dtype_name(array) for name, array in outputs.items()}
-        if found != {s.name: s.dtype for s in self.signature.outputs}:
-            expected = ", ".join(f"{s.name} {s.dtype}" for s in self.signature.outputs)
-            came = ", ".join(f"{name} {dtype}" for name, dtype in found.items())
-            raise ModelFailure(f"the model's outputs should be {expected}; found {came or 'none'}")
-        return {s.name: outputs[s.name] for s in self.signature.outputs}
+        expected = self._expected
+        if len(outputs) != len(expected) or any(
+            [dtype_name(array) != expected.get(name) for name, array in outputs.items()]
+        ):
+            raise self._unexpected(outputs)
+        return {name: outputs[name] for name in expected}
+
+    def _unexpected(self, outputs: Mapping[str, Array]) -> ModelFailure:
+        expected = ", ".join(f"{s.name} {s.dtype}" for s in self.signature.outputs)
+        came = ", ".join(f"{name} {dtype_name(array)}" for name, array in outputs.items())
+        return ModelFailure(f"the model's outputs should be {expected}; found {came or 'none'}")
 
     def run(self, batch: Batch) -> Ran:
         """Run the pieces of *batch* in one call; if that fails, one by one, so that only the guilty one fails."""

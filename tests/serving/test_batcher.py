@@ -94,9 +94,7 @@ class Run:
         assert not any(job.settled or (job.deadline or math.inf) <= self.now for job in jobs)
         self.taken += [(piece.number, piece.inputs["x"].shape[1]) for piece in batch]
         for piece, part in zip(batch, batcher.split(double(batcher.joined(batch)), batch), strict=True):
-            piece.job.parts[piece.start] = part
-            piece.job.answered += piece.stop - piece.start
-            if piece.job.answered == piece.job.rows:
+            if batcher.gather(piece, part):
                 parts = [piece.job.parts[start] for start in sorted(piece.job.parts)]
                 self.queue.settle(piece.job, batcher.join(parts))
         return True
