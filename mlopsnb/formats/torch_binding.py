@@ -96,9 +96,7 @@ def run(call: Any, inputs: Tensors, order: Sequence[str]) -> dict[str, np.ndarra
     return {name: to_numpy(t) for name, t in outputs.items()}
 
 
-def runner(
-    module: Any, inputs: Sequence[str], outputs: Sequence[str], *, frozen: bool = False
-) -> Predict:
+def runner(module: Any, inputs: Sequence[str], outputs: Sequence[str], *, frozen: bool = False) -> Predict:
     """Return *module*, which gives tensors in the order of *outputs*, as a callable on named arrays.
 
     A *frozen* module has no parameters that would need gradients, and saves the cost of switching them off.

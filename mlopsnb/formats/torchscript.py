@@ -61,6 +61,7 @@ class TorchScript:
         with _quiet():
             module = torch.jit.load(str(path / FILE), map_location="cpu").eval()
         plain = torch_binding.runner(module, *names)
+        chosen: Predict
 
         def first(inputs: Tensors) -> Tensors:
             nonlocal chosen
@@ -68,8 +69,8 @@ class TorchScript:
             chosen = _optimized(module, plain, names, _probes(inputs, signature)) or plain
             return outputs
 
-        chosen: Predict = first
-        return lambda inputs: chosen(inputs)
+        chosen = first
+        return lambda inputs: chosen(inputs)  # noqa: PLW0108  what is chosen changes with the first call
 
 
 def _probes(inputs: Tensors, signature: Signature) -> list[Tensors]:

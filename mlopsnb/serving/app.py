@@ -13,8 +13,9 @@ import os
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO
+
+import msgspec
 
 from mlopsnb.errors import MlopsnbError
 from mlopsnb.serving import metrics, protocols
@@ -53,15 +54,14 @@ class _ClientLeft(Exception):
     """The client closed the connection before it had its answer."""
 
 
-@dataclass(slots=True)
-class Call:
+class Call(msgspec.Struct):
     """One request on its way. `rows` is known once the body was decoded."""
 
     method: str
     path: str
     headers: dict[bytes, bytes]
     request_id: str
-    started: float = field(default_factory=time.perf_counter)
+    started: float = msgspec.field(default_factory=time.perf_counter)
     rows: int | None = None
 
     @property
@@ -145,7 +145,7 @@ class App:
             self._write_log(call, CLIENT_LEFT)
             return
         self._write_log(call, reply.status)
-        headers = self.headers(call, reply)
+        headers = [*self.common_headers(reply), *self.own_headers(call, reply)]
         await send({"type": "http.response.start", "status": reply.status, "headers": headers})
         await send({"type": "http.response.body", "body": reply.body})
 
@@ -184,13 +184,15 @@ class App:
         predict = [path for path, route in self._routes.items() if route.decode and "/versions/" not in path]
         return f"nothing at {path[:200]}; predictions are made at {', '.join(predict)}"
 
-    def headers(self, call: Call, reply: Reply) -> list[tuple[bytes, bytes]]:
-        """Return the headers that *reply* goes with."""
+    def common_headers(self, reply: Reply) -> list[tuple[bytes, bytes]]:
+        """Return the headers that go with every answer like *reply*; those of `own_headers` follow them."""
+        return [(b"content-type", reply.content_type), *self._model_headers]
+
+    def own_headers(self, call: Call, reply: Reply) -> list[tuple[bytes, bytes]]:
+        """Return the headers that *reply* to *call* has for itself."""
         headers = [
-            (b"content-type", reply.content_type),
             (b"content-length", b"%d" % len(reply.body)),
             (b"x-request-id", call.request_id.encode()),
-            *self._model_headers,
             *reply.headers,
         ]
         if self.draining:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from types import GenericAlias
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -17,6 +18,7 @@ import simdjson
 
 from mlopsnb.serving import v2, values
 from mlopsnb.serving.routes import Prediction, Reply
+from mlopsnb.tensors import STRING
 
 if TYPE_CHECKING:
     from mlopsnb.records import Signature, TensorSpec
@@ -41,7 +43,7 @@ class _Given:
 
     def __init__(self, spec: TensorSpec) -> None:
         self.name = spec.name
-        self.dtype = np.dtype(object if spec.dtype == values.STRING else spec.dtype)
+        self.dtype = np.dtype(object if spec.dtype == STRING else spec.dtype)
         self.datatype = v2.DATATYPES[spec.dtype]
         self.shape = list(spec.shape)
         self.free = bool(spec.shape) and spec.shape[0] is None
@@ -165,28 +167,24 @@ def _decoder(signature: Signature) -> Callable[[bytes], Any] | None:
     element = values.element(dtypes.pop())
     if all(s.allow_nan for s in signature.inputs):
         element = element | None
-    tensor = msgspec.defstruct(
-        "Tensor",
-        [
-            ("name", str),
-            ("shape", list[int]),
-            ("datatype", str),
-            ("data", list[element]),
-            ("parameters", msgspec.Raw | None, None),
-        ],
-        gc=False,
-    )
+    fields = {"name": str, "shape": list[int], "datatype": str, "data": GenericAlias(list, (element,))}
+    tensor = msgspec.defstruct("Tensor", [*fields.items(), _optional("parameters")], gc=False)
     request = msgspec.defstruct(
         "Request",
         [
-            ("inputs", list[tensor]),  # type: ignore[valid-type]  a struct made here
+            ("inputs", GenericAlias(list, (tensor,))),
             ("id", str | None, None),
-            ("outputs", msgspec.Raw | None, None),
-            ("parameters", msgspec.Raw | None, None),
+            _optional("outputs"),
+            _optional("parameters"),
         ],
         gc=False,
     )
     return msgspec.json.Decoder(request).decode
+
+
+def _optional(name: str) -> tuple[str, Any, None]:
+    """Return the field *name*, of which only matters whether it is there."""
+    return name, msgspec.Raw | None, None
 
 
 def _fits(given: _Given, shape: list[int], count: int) -> bool:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _TOO_LONG_SECONDS = 0.05
 _TOO_OFTEN = 3
+_QUICK_AGAIN = 500
 _log = logging.getLogger("mlopsnb.serving")
 
 
@@ -261,6 +262,8 @@ class Engine:
 
     def _back(self, instance: Instance, batch: Batch, ran: Ran) -> None:
         self._idle.append(instance)
+        if self._slow:  # it ran inline once
+            self._watch(ran)
         self._answer(batch, ran)
         self._pump()
 
@@ -293,11 +296,18 @@ class Engine:
             _log.warning("requests no longer share a call: %s", self.plan.apart)
 
     def _watch(self, ran: Ran) -> None:
-        """Move a model that holds the event loop up, again and again, into a thread."""
-        self._slow = self._slow + 1 if ran.seconds > _TOO_LONG_SECONDS else 0
-        if self._slow >= _TOO_OFTEN:
-            self.plan = replace(self.plan, inline=False)
-            _log.warning("the model runs in a thread from now on: a call took %.3g s", ran.seconds)
+        """Move a model that holds the event loop up, again and again, into a thread; back, if the machine was at fault."""
+        if self.plan.inline:
+            self._slow = self._slow + 1 if ran.seconds > _TOO_LONG_SECONDS else 0
+            if self._slow >= _TOO_OFTEN:
+                self.plan = replace(self.plan, inline=False)
+                self._slow = -_QUICK_AGAIN
+                _log.warning("the model runs in a thread from now on: a call took %.3g s", ran.seconds)
+        else:
+            self._slow = self._slow + 1 if ran.seconds < tuning.INLINE_BATCH_SECONDS else -_QUICK_AGAIN
+            if not self._slow:
+                self.plan = replace(self.plan, inline=True)
+                _log.warning("the model runs on the event loop again: %d calls were quick", _QUICK_AGAIN)
 
 
 def _assembled(job: Job) -> Outputs | Exception:

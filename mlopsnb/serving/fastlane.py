@@ -3,6 +3,9 @@
 A subclass of uvicorn's protocol. It takes a request only if that is plain: a POST to a prediction's path, with a
 length within the limit, alone on its connection, and a client that reads its answers. What is said is the app's, so
 that both lanes say the same, byte for byte. Where uvicorn is not built as we know it, there is no fast lane.
+
+Clients send the same head again and again. What the parser has made of a head is kept, so that a request with that
+very head, which comes whole and in one piece, need not be parsed once more.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import ast
 import inspect
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from uvicorn.protocols.http import httptools_impl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -20,12 +23,13 @@ from mlopsnb.serving.app import CLIENT_LEFT, begin
 if TYPE_CHECKING:
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-    from mlopsnb.serving.app import App, Call
+    from mlopsnb.serving.app import App
     from mlopsnb.serving.batcher import Job
     from mlopsnb.serving.routes import Reply, Route
 
 _CALLBACKS = (
     "connection_lost",
+    "data_received",
     "on_message_begin",
     "on_headers_complete",
     "on_body",
@@ -33,6 +37,7 @@ _CALLBACKS = (
     "on_response_complete",
 )
 _STATE = (
+    "_unset_keepalive_if_required",
     "connections",
     "cycle",
     "expect_100_continue",
@@ -48,6 +53,9 @@ _STATE = (
     "url",
 )
 _ASIDE = frozenset((b"transfer-encoding", b"upgrade"))
+_EACH_ITS_OWN = frozenset((b"x-request-id", b"traceparent"))
+_HEAD_BYTES = 2048
+_HEADS = 256
 _log = logging.getLogger("mlopsnb.serving")
 
 
@@ -72,7 +80,7 @@ def protocol(app: App) -> type[HttpToolsProtocol]:
         _log.warning("no fast lane; not known of this uvicorn: %s", ", ".join(unknown))
         return HttpToolsProtocol
     paths = {path.encode(): (path, route) for path, route in app.predictions.items()}
-    return type("FastLane", (FastLane,), {"app_": app, "paths": paths})
+    return type("FastLane", (FastLane,), {"app_": app, "paths": paths, "heads": {}, "starts": _Starts(app)})
 
 
 class _NobodyWaits:
@@ -80,6 +88,37 @@ class _NobodyWaits:
 
     def set(self) -> None:
         """Wake nobody."""
+
+
+class _Starts:
+    """The first lines of answers. They stay the same until uvicorn writes another date, once a second."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._default: list[tuple[bytes, bytes]] = []
+        self._known: dict[tuple[int, bytes], bytes] = {}
+
+    def of(self, reply: Reply, default: list[tuple[bytes, bytes]]) -> bytes:
+        """Return the status line, the *default* headers, and those that go with every answer like *reply*."""
+        if default is not self._default:
+            self._default = default
+            self._known.clear()
+        kind = reply.status, reply.content_type
+        start = self._known.get(kind)
+        if start is None:
+            lines = [b"%b: %b\r\n" % header for header in (*default, *self._app.common_headers(reply))]
+            start = self._known[kind] = httptools_impl.STATUS_LINE[reply.status] + b"".join(lines)
+        return start
+
+
+class Head(NamedTuple):
+    """What the parser made of the head of a plain request."""
+
+    path: str
+    route: Route
+    headers: dict[bytes, bytes]
+    length: int
+    keep_alive: bool
 
 
 class Exchange:
@@ -97,10 +136,10 @@ class Exchange:
     )
     message_event = _NobodyWaits()
 
-    def __init__(self, call: Call, route: Route, keep_alive: bool) -> None:
-        self.call = call
-        self.route = route
-        self.keep_alive = keep_alive
+    def __init__(self, head: Head) -> None:
+        self.call = begin("POST", head.path, head.headers)
+        self.route = head.route
+        self.keep_alive = head.keep_alive
         self.body: list[bytes] = []
         self.more_body = True
         self.response_complete = False
@@ -113,31 +152,70 @@ class FastLane(HttpToolsProtocol):
 
     app_: App
     paths: dict[bytes, tuple[str, Route]]
+    heads: dict[bytes, Head]
+    starts: _Starts
     _exchange: Exchange | None = None
+    _parsing = False
+    _unread: bytes | None = None
+
+    def data_received(self, data: bytes) -> None:
+        """Take a whole request whose head is known, or let the parser see *data*."""
+        if not self._parsing:
+            size = data.find(b"\r\n\r\n") + 4
+            head = self.heads.get(data[:size])
+            if head is not None and len(data) == size + head.length and self._is_alone():
+                self._unset_keepalive_if_required()
+                exchange = self._begin(head)
+                self._ask(exchange, data[size:])
+                return
+            self._unread = data
+        super().data_received(data)
 
     def on_message_begin(self) -> None:
         """Note that a request begins; the rest of what uvicorn does here waits until we know its lane."""
+        self._parsing = True
         self.url = b""
         self.expect_100_continue = False
         self.headers = []
 
     def on_headers_complete(self) -> None:
         """Choose the lane."""
+        data, self._unread = self._unread, None
         found = self.paths.get(self.url)
         if found is not None and self.parser.get_method() == b"POST" and self._is_alone():
             headers = dict(self.headers)
             if self._is_plain(headers):
-                path, route = found
                 keep_alive = self.parser.should_keep_alive() and self.parser.get_http_version() != "1.0"
-                exchange = Exchange(begin("POST", path, headers), route, keep_alive)
-                self._exchange = self.cycle = exchange  # type: ignore[assignment]
-                self.app_.started()
+                head = Head(*found, headers, int(headers[b"content-length"]), keep_alive)
+                if data is not None:
+                    self._keep(data, head)
+                self._begin(head)
                 return
         url, headers_so_far, expect = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
         self.url, self.expect_100_continue = url, expect
         self.headers.extend(headers_so_far)
         super().on_headers_complete()
+
+    def _keep(self, data: bytes, head: Head) -> None:
+        """Keep *head*, with which *data* begins, unless it will not come again, or ends where only we would think."""
+        size = data.find(b"\r\n\r\n") + 4
+        text = data[:size]
+        if (
+            4 < size <= _HEAD_BYTES
+            and text.startswith(b"POST ")
+            and text.count(b"\n") == text.count(b"\r\n")
+            and _EACH_ITS_OWN.isdisjoint(head.headers)
+        ):
+            if len(self.heads) >= _HEADS:
+                self.heads.clear()
+            self.heads[text] = head
+
+    def _begin(self, head: Head) -> Exchange:
+        exchange = Exchange(head)
+        self._exchange = self.cycle = exchange  # type: ignore[assignment]
+        self.app_.started()
+        return exchange
 
     def _is_alone(self) -> bool:
         """Say whether nothing else of this connection is on its way, and its client takes what it is sent."""
@@ -173,14 +251,17 @@ class FastLane(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Ask the model, now that the request is whole."""
+        self._parsing = False
         exchange = self._exchange
         if exchange is None or not self._is_last(exchange):
             super().on_message_complete()
             return
-        exchange.more_body = False
         parts = exchange.body
-        body = parts[0] if len(parts) == 1 else b"".join(parts)
         exchange.body = []
+        self._ask(exchange, parts[0] if len(parts) == 1 else b"".join(parts))
+
+    def _ask(self, exchange: Exchange, body: bytes) -> None:
+        exchange.more_body = False
         alone = len(self.connections) == 1
         exchange.job = self.app_.predict(exchange.call, exchange.route, body, self._answer, alone=alone)
 
@@ -188,20 +269,23 @@ class FastLane(HttpToolsProtocol):
         """Send *reply* to the request that is in the fast lane, and let uvicorn go on."""
         exchange, self._exchange = self._exchange, None
         assert exchange is not None
-        self.app_.finished(exchange.call, reply.status)
-        content = [httptools_impl.STATUS_LINE[reply.status]]
-        closes = False
-        for name, value in (*self.server_state.default_headers, *self.app_.headers(exchange.call, reply)):
-            closes = closes or name == b"connection"
-            content += (name, b": ", value, b"\r\n")
-        if not exchange.keep_alive and not closes:
-            content.append(b"connection: close\r\n")
-        content += (b"\r\n", reply.body)
-        if not self.transport.is_closing():
-            self.transport.write(b"".join(content))
+        app, call, transport = self.app_, exchange.call, self.transport
+        app.finished(call, reply.status)
+        start = self.starts.of(reply, self.server_state.default_headers)
+        keeps = exchange.keep_alive
+        if keeps and not reply.headers and not app.draining:
+            own = b"content-length: %d\r\nx-request-id: %b\r\n" % (len(reply.body), call.request_id.encode())
+        else:
+            headers = app.own_headers(call, reply)
+            keeps = keeps and all(name != b"connection" for name, _ in headers)
+            if not keeps and not any(name == b"connection" for name, _ in headers):
+                headers.append((b"connection", b"close"))
+            own = b"".join([b"%b: %b\r\n" % header for header in headers])
+        if not transport.is_closing():
+            transport.write(b"%b%b\r\n%b" % (start, own, reply.body))
         exchange.response_complete = True
-        if closes or not exchange.keep_alive:
-            self.transport.close()
+        if not keeps:
+            transport.close()
         self.on_response_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -103,11 +103,15 @@ class Model:
         """Return the model's outputs in order; `ModelFailure` unless they have the signature's names and dtypes."""
         outputs = self._predict(inputs)
         expected = self._expected
-        if len(outputs) != len(expected) or any(
-            [dtype_name(array) != expected.get(name) for name, array in outputs.items()]
-        ):
+        ordered: dict[str, Array] = {}
+        for name, dtype in expected.items():
+            array = outputs.get(name)
+            if array is None or dtype_name(array) != dtype:
+                raise self._unexpected(outputs)
+            ordered[name] = array
+        if len(outputs) != len(expected):
             raise self._unexpected(outputs)
-        return {name: outputs[name] for name in expected}
+        return ordered
 
     def _unexpected(self, outputs: Mapping[str, Array]) -> ModelFailure:
         expected = ", ".join(f"{s.name} {s.dtype}" for s in self.signature.outputs)
