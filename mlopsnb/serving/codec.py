@@ -32,8 +32,8 @@ _KEEP_BYTES = 1 << 20
 """A parser that has read more than this is given up, as it keeps all the memory that it took."""
 
 _TENSOR_KEYS = ["data", "datatype", "name", "shape"]
-_BULK = {"float": "d", "int": "i", "uint": "u"}
-"""What simdjson calls the numbers of a dtype, by the dtype's name without its size."""
+_BULK = {"float": ("d", np.float64), "int": ("i", np.int64), "uint": ("u", np.uint64)}
+"""What simdjson calls the numbers of a dtype, and how it gives them, by the dtype's name without its size."""
 
 
 class _Given:
@@ -120,6 +120,8 @@ class Codec:
                 self._parser = simdjson.Parser()
 
     def _from_document(self, document: Any) -> Prediction | None:
+        assert self._bulk is not None
+        letter, wide = self._bulk
         keys = sorted(document.keys())
         tensors = document["inputs"]
         if keys not in (["inputs"], ["id", "inputs"]) or len(tensors) != len(self._inputs):
@@ -138,7 +140,8 @@ class Codec:
                 if rows is not None and rows != shape[0]:
                     return None
                 rows = shape[0]
-            arrays[given.name] = _narrowed(data.as_buffer(of_type=self._bulk), given.dtype).reshape(shape)
+            array = np.frombuffer(data.as_buffer(of_type=letter), wide)
+            arrays[given.name] = _narrowed(array, given.dtype).reshape(shape)
         id = document["id"] if len(keys) == 2 else None
         return None if id is not None and not isinstance(id, str) else self._prediction(arrays, rows, id)
 
@@ -193,9 +196,8 @@ def _fits(given: _Given, shape: list[int], count: int) -> bool:
     return len(shape) == len(given.shape) and shape[1:] == given.row and 0 <= count == shape[0] * given.size
 
 
-def _narrowed(buffer: memoryview, dtype: np.dtype[Any]) -> Array:
-    """Return the numbers in *buffer* as *dtype*; raises for one beyond its range."""
-    array: Array = np.asarray(buffer)
+def _narrowed(array: Array, dtype: np.dtype[Any]) -> Array:
+    """Return *array* as *dtype*, in memory of its own; raises for a number beyond its range."""
     if dtype.kind in "iu" and array.size:
         bounds = np.iinfo(dtype)
         if int(array.min()) < bounds.min or int(array.max()) > bounds.max:

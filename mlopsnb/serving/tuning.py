@@ -6,7 +6,7 @@ an option that overrules it, and the metadata shows what was measured and chosen
 
 from __future__ import annotations
 
-import statistics
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,16 +23,17 @@ from mlopsnb.tensors import Array, take_rows
 if TYPE_CHECKING:
     from mlopsnb.serving.model import Model
 
-SIZES = (1, 2, 4, 8, 16, 32, 64)
+SIZES = tuple(2**n for n in range(13))
 BUDGET_SECONDS = 0.3
-INLINE_SECONDS = 0.001
+INLINE_SECONDS = 0.0003
 INLINE_BATCH_SECONDS = 0.005
 """What one row, and any batch, may take where it holds the event loop up."""
 
-INLINE_BATCH_SIZE = 32
 MAX_INSTANCES = 8
 _REPEATS = 15
-_NEAR_BEST = 0.9
+_NEAR_BEST = 0.95
+_NO_GAIN = 1.02
+_ENOUGH_ROWS = 64
 _GOOD_USE = 0.8
 _TRIAL_ROWS = 3
 _TRIAL_SECONDS = 0.1
@@ -53,7 +54,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """Median seconds of a call by its rows, and of one row by the threads that the framework used.
+    """The least seconds of a call by its rows, and of one row by the threads that the framework used.
 
     `apart` says why requests must not share a call; empty if they may. `tried` is false if the model is too
     slow to find out. `parallel` says whether several threads can run models of this framework at a time.
@@ -91,12 +92,12 @@ def measure(model: Model, cpus: int, *, budget: float = BUDGET_SECONDS) -> Measu
     has_rows = batcher.may_join(model.signature)
     one = take_rows(model.golden, 1) if has_rows else model.golden
     set_threads(1)
-    seconds = {1: _median(partial(model.call, one), budget / 4)}
+    seconds = {1: _least(partial(model.call, one), budget / 4)}
     by_threads = dict(seconds)
     if loaded("torch") is not None and seconds[1] > INLINE_SECONDS:
         for threads in sorted({n for n in (2, 4, 8, 16, 32, cpus) if 1 < n <= cpus}):
             set_threads(threads)
-            by_threads[threads] = _median(partial(model.call, one), budget / 8)
+            by_threads[threads] = _least(partial(model.call, one), budget / 8)
         set_threads(1)
     tried = has_rows and seconds[1] < _TRIAL_SECONDS
     apart = _trial(model) if tried else "" if has_rows else "an input or output has no free first axis"
@@ -105,15 +106,20 @@ def measure(model: Model, cpus: int, *, budget: float = BUDGET_SECONDS) -> Measu
         if 4 * seconds[rows // 2] > left:  # it is called twice at least, and may take twice as long
             break
         try:
-            seconds[rows] = _median(partial(model.call, take_rows(model.golden, rows)), left / 4)
+            seconds[rows] = _least(partial(model.call, take_rows(model.golden, rows)), left / 4)
+            if seconds[rows] > 2 * _NO_GAIN * seconds[rows // 2] and rows >= _ENOUGH_ROWS:
+                break  # the caches are full, and it gets worse from here
         except Exception:  # noqa: BLE001  so many rows are too many; what ran is the limit
             break
     parallel = any(loaded(name) is not None for name in _FREE_THE_GIL)
     return Measured(seconds=seconds, by_threads=by_threads, apart=apart, tried=tried, parallel=parallel)
 
 
-def _median(call: Callable[[], object], budget: float) -> float:
-    """Return the median of a few calls after a first one, of fewer if *budget* seconds are over; never of none."""
+def _least(call: Callable[[], object], budget: float) -> float:
+    """Return the least of a few calls after a first one, of fewer if *budget* seconds are over; never of none.
+
+    Whatever else the machine does makes a call slower, never faster.
+    """
     call()
     end = time.perf_counter() + budget
     found: list[float] = []
@@ -121,7 +127,7 @@ def _median(call: Callable[[], object], budget: float) -> float:
         begin = time.perf_counter()
         call()
         found.append(time.perf_counter() - begin)
-    return statistics.median(found)
+    return min(found)
 
 
 def _trial(model: Model) -> str:
@@ -157,7 +163,8 @@ def decide(measured: Measured, options: Options, cpus: int) -> Plan:
     if options.instances is not None:
         inline = options.instances == 0
     else:
-        inline = one < INLINE_SECONDS and measured.seconds.get(8, 0.0) < 2 * INLINE_SECONDS
+        few = measured.seconds.get(8, math.inf if measured.tried and not measured.apart else one)
+        inline = one < INLINE_SECONDS and few < 4 * INLINE_SECONDS
     asked = options.instances or 0
     threads = 1 if inline else _threads(measured.by_threads, cpus // max(asked, 1))
     fitting = cpus // threads if measured.parallel else 1
@@ -166,9 +173,7 @@ def decide(measured: Measured, options: Options, cpus: int) -> Plan:
     joins = options.batching == "auto" and wanted and not measured.apart
     most, its_seconds = max(measured.seconds.items())
     inline_rows = max(1, int(most * INLINE_BATCH_SECONDS / its_seconds))
-    size = _best_size(measured.seconds)
-    if inline:
-        size = min(max(size, INLINE_BATCH_SIZE), most, inline_rows)
+    size = min(most, inline_rows) if inline else _best_size(measured.seconds)
     size = options.max_batch_size or size
     return Plan(
         inline=inline,

@@ -353,7 +353,7 @@ def test_an_answer_that_cannot_be_handed_on_harms_nobody(engine, caplog):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ((), {"mode": "inline", "instances": 1, "enabled": True, "max_batch_size": 64}),
+        ((), {"mode": "inline", "instances": 1, "enabled": True}),
         (("--instances", "2"), {"mode": "threads", "instances": 2, "enabled": True}),
         (("--batching", "off"), {"enabled": False, "max_batch_size": None}),
         (

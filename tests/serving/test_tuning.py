@@ -46,10 +46,10 @@ def chosen(measured, options=None, cpus=4):
 @pytest.mark.parametrize(
     ("measured", "options", "plan"),
     [
-        (MICRO, Options(), (True, 1, 1, True, 64)),
+        (MICRO, Options(), (True, 1, 1, True, 4096)),
         (MICRO, Options(batching="off"), (True, 1, 1, False, 1)),
         (MICRO, Options(max_batch_size=5), (True, 1, 1, True, 5)),
-        (MICRO, Options(instances=3), (False, 3, 1, True, 64)),
+        (MICRO, Options(instances=3), (False, 3, 1, True, 256)),
         (MILLI, Options(), (False, 4, 1, True, 1)),
         (MILLI, Options(instances=0), (True, 1, 1, True, 1)),
         (replace(MILLI, parallel=False), Options(), (False, 1, 1, True, 1)),
@@ -59,7 +59,9 @@ def chosen(measured, options=None, cpus=4):
         (replace(MICRO, apart="why"), Options(max_batch_size=9), (True, 1, 1, False, 1)),
         (Measured(seconds={1: 0.5}, tried=False), Options(), (False, 1, 1, False, 1)),
         (Measured(seconds={1: 0.5}, tried=False), Options(max_batch_size=9), (False, 1, 1, True, 9)),
-        (Measured(seconds=growing(1e-4, 8e-4)), Options(), (False, 1, 1, True, 2)),
+        (Measured(seconds=growing(1e-4, 8e-4)), Options(), (False, 1, 1, True, 4)),
+        (Measured(seconds={1: 1e-4}), Options(), (False, 1, 1, True, 1)),
+        (Measured(seconds={1: 1e-4}, apart="why"), Options(), (True, 1, 1, False, 1)),
     ],
 )
 def test_what_is_chosen(measured, options, plan):
@@ -73,8 +75,8 @@ def test_no_more_threads_than_processors():
 
 
 def test_an_inline_batch_is_cut_where_it_would_hold_the_loop_up():
-    plan = decide(Measured(seconds={rows: 200e-6 * rows for rows in tuning.SIZES}), Options(), 2)
-    assert (plan.inline, plan.inline_rows, plan.max_batch_size) == (True, 25, 25)
+    plan = decide(Measured(seconds={rows: 100e-6 * rows for rows in tuning.SIZES}), Options(), 2)
+    assert (plan.inline, plan.inline_rows, plan.max_batch_size) == (True, 50, 50)
 
 
 @pytest.mark.parametrize(
