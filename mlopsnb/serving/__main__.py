@@ -24,11 +24,14 @@ from mlopsnb.serving.listen import Sockets, open_sockets
 
 if TYPE_CHECKING:
     from mlopsnb.serving.app import App
+    from mlopsnb.serving.engine import Engine
     from mlopsnb.serving.rpc.service import GrpcServer
     from mlopsnb.serving.tuning import Options
 
 DEFAULT_PORT = 8080
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
+_BYTES = re.compile(r"(?P<number>[0-9]{1,15})(?P<unit>|[kKMG]i?B)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,6 +85,13 @@ def _parser() -> argparse.ArgumentParser:
         "--drain-seconds", type=_not_negative, default=5.0, help="for open connections (default: %(default)s)"
     )
     add("--max-body-bytes", type=_bytes, default=64 << 20, help="largest request body (default: %(default)s)")
+    add("--cache-bytes", type=_bytes, help="keep answers in so much memory, such as 64MB (default: none)")
+    add(
+        "--fallback",
+        type=Path,
+        metavar="PACKAGE",
+        help="a package with the same signature, which answers while the model cannot",
+    )
     _add_tuning(parser.add_argument_group("how the model is run (default: found out by a self-test at load)"))
     return parser
 
@@ -136,9 +146,13 @@ def _port(text: str) -> int:
 
 
 def _bytes(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of bytes")
-    return int(text)
+    found = _BYTES.fullmatch(text)
+    size = int(found["number"]) * _UNITS[found["unit"].upper()] if found else 0
+    if not size:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number of bytes; expected one such as 500000 or 64MB"
+        )
+    return size
 
 
 def _not_negative(text: str) -> float:
@@ -208,6 +222,7 @@ class ReadyPipe:
 
 def _serve(args: argparse.Namespace, report: ReadyPipe) -> None:
     try:
+        from mlopsnb.serving import stages
         from mlopsnb.serving.app import App
         from mlopsnb.serving.engine import Engine
         from mlopsnb.serving.metrics import Metrics
@@ -221,6 +236,8 @@ def _serve(args: argparse.Namespace, report: ReadyPipe) -> None:
     sockets = _open(args)
     try:
         engine = Engine.load(path, _options(args), Metrics(name, args.version))
+        spare = _fallback(args, engine)
+        stage = stages.compose(engine, cache_bytes=args.cache_bytes, fallback=spare)
         gc.freeze()  # a framework is a million objects, which the collector need not look at again and again
         app = App(
             engine,
@@ -229,6 +246,7 @@ def _serve(args: argparse.Namespace, report: ReadyPipe) -> None:
             max_body_bytes=args.max_body_bytes,
             log=sys.stdout.buffer,
             request_timeout=args.request_timeout,
+            stage=stage,
         )
         grpc = _grpc(args, app)
         server = Server(
@@ -240,8 +258,18 @@ def _serve(args: argparse.Namespace, report: ReadyPipe) -> None:
         )
         server.run_until_stopped()
         engine.close()
+        if spare is not None:
+            spare.close()
     finally:
         sockets.close()
+
+
+def _fallback(args: argparse.Namespace, engine: Engine) -> Engine | None:
+    if args.fallback is None:
+        return None
+    from mlopsnb.serving import fallback
+
+    return fallback.load(args.fallback.absolute(), engine)
 
 
 def _grpc(args: argparse.Namespace, app: App) -> GrpcServer | None:

@@ -18,14 +18,16 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import msgspec
 
 from mlopsnb.errors import MlopsnbError
-from mlopsnb.serving import metrics, protocols
-from mlopsnb.serving.errors import BadRequest, DeadlineExceeded, Kind, Overloaded
+from mlopsnb.serving import metrics, protocols, stages
+from mlopsnb.serving.errors import BadRequest, DeadlineExceeded, Kind, NotCached, Overloaded
 from mlopsnb.serving.requestlog import RequestLog
 from mlopsnb.serving.routes import Reply, Route, ServedModel, json_reply, plain_error
 
 if TYPE_CHECKING:
-    from mlopsnb.serving.batcher import Job, Outputs
+    from mlopsnb.serving.batcher import Outputs
     from mlopsnb.serving.engine import Engine
+    from mlopsnb.serving.stages import Stage
+    from mlopsnb.tensors import Array
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -55,7 +57,11 @@ class _ClientLeft(Exception):
 
 
 class Call(msgspec.Struct):
-    """One request on its way. `rows` is known once the body was decoded."""
+    """One request on its way. `rows` is known once the body was decoded.
+
+    `told` are headers that go with its answer beside those of every answer; `degraded` says why the fallback
+    answered, if it did.
+    """
 
     method: str
     path: str
@@ -63,6 +69,8 @@ class Call(msgspec.Struct):
     request_id: str
     started: float = msgspec.field(default_factory=time.perf_counter)
     rows: int | None = None
+    told: tuple[tuple[bytes, bytes], ...] = ()
+    degraded: str = ""
 
     @property
     def seconds(self) -> float:
@@ -77,7 +85,7 @@ def status_of(exc: Exception) -> int:
             return STATUSES[exc.kind]
         case Overloaded():
             return 503
-        case DeadlineExceeded():
+        case DeadlineExceeded() | NotCached():
             return 504
         case _:
             return 500
@@ -95,21 +103,26 @@ class App:
         max_body_bytes: int,
         log: BinaryIO,
         request_timeout: float = REQUEST_TIMEOUT,
+        stage: Stage | None = None,
     ) -> None:
         self.draining = False
         self.log = RequestLog(log)
         self.max_body_bytes = max_body_bytes
         self.engine = engine
+        self._stage = stage
         self._name, self._version = name, version
         self.request_timeout = request_timeout
         self._metrics = engine.metrics
+        self.admit = (stage or engine).admit
         self._model_headers = [(b"x-model-name", name.encode()), (b"x-model-version", version.encode())]
         self.served = ServedModel(
             name=name,
             version=version,
             manifest=engine.manifest,
-            parameters=lambda: {"batching": engine.batching},
+            parameters=lambda: {"batching": engine.batching, **(stage.parameters if stage else {})},
         )
+        if stage is not None:
+            engine.metrics.also.append(stage.families)
         self._routes = self._operations() | protocols.routes(self.served)
 
     def _operations(self) -> dict[str, Route]:
@@ -129,7 +142,7 @@ class App:
     @property
     def ready(self) -> bool:
         """Whether new requests should come here."""
-        return self.engine.ready and not self.draining
+        return (self._stage or self.engine).ready and not self.draining
 
     @property
     def predictions(self) -> dict[str, Route]:
@@ -200,7 +213,9 @@ class App:
         return headers
 
     def _write_log(self, call: Call, status: int) -> None:
-        self.log.write(call.request_id, call.method, call.path, status, call.seconds, call.rows)
+        self.log.write(
+            call.request_id, call.method, call.path, status, call.seconds, call.rows, call.degraded
+        )
 
     async def _infer(self, call: Call, route: Route, receive: Receive) -> Reply:
         self._metrics.started()
@@ -224,31 +239,33 @@ class App:
                 future.set_result(reply)
 
         job = self.predict(call, route, body, answer)
-        if job is None or not self.engine.waits:
+        if job is None or not (self._stage or self.engine).waits:
             return await future
         gone = asyncio.ensure_future(_until_gone(receive))
         await asyncio.wait((future, gone), return_when=asyncio.FIRST_COMPLETED)
         if not future.done():
-            self.engine.cancel(job)
+            self.forget(job)
             raise _ClientLeft
         gone.cancel()
         return future.result()
 
     def predict(
         self, call: Call, route: Route, body: bytes, answer: Callable[[Reply], None], *, alone: bool = False
-    ) -> Job | None:
+    ) -> object | None:
         """Let the model answer to *body*, then call *answer*, once. Needs no task; for the fast lane as well.
 
         With *alone* there is no other client, so that there is nothing to wait for.
         Returns what may be given to `forget` while the model was not called, or None if it was answered already.
         """
 
-        def done(job: Job, outcome: Outputs | Exception) -> None:
+        def done(_: object, outcome: Outputs | Exception) -> None:
             try:
                 if isinstance(outcome, Exception):
                     reply = self._failed(call, route, outcome)
                 else:
                     reply = request.encode(outcome)
+                    if call.told:
+                        reply = msgspec.structs.replace(reply, headers=(*reply.headers, *call.told))
             except Exception as exc:  # noqa: BLE001  the last line before the wire; the log has the stack
                 reply = self._failed(call, route, exc)
             answer(reply)
@@ -257,20 +274,32 @@ class App:
             loop = asyncio.get_running_loop()
             deadline = loop.time() + self._allowed_seconds(call.headers)
             _refuse_unsupported(call.headers)
-            self.engine.admit()
+            self.admit()
             assert route.decode is not None
             request = route.decode(body, call.headers)
             call.rows = request.rows
-            return self.engine.submit(
-                request.inputs, request.rows, done, deadline=deadline, loop=loop, at_once=alone
+            if self._stage is None:
+                return self.engine.submit(
+                    request.inputs, request.rows, done, deadline=deadline, loop=loop, at_once=alone
+                )
+            return self._stage.submit(
+                call, request.inputs, request.rows, done, deadline=deadline, loop=loop, at_once=alone
             )
         except Exception as exc:  # noqa: BLE001  the last line before the wire; the log has the stack
             answer(self._failed(call, route, exc))
             return None
 
-    def forget(self, job: Job) -> None:
+    def forget(self, job: Any) -> None:
         """Do not answer *job*; do not even call the model for it, if that was not done yet."""
-        self.engine.cancel(job)
+        (self._stage or self.engine).cancel(job)
+
+    async def infer(
+        self, call: Call, inputs: Mapping[str, Array], *, rows: int, deadline: float | None
+    ) -> Outputs:
+        """Let the model answer to decoded inputs; raises what `Engine.infer` raises. For what is not HTTP."""
+        if self._stage is None:
+            return (await self.engine.infer(inputs, rows=rows, deadline=deadline)).outputs
+        return await stages.infer(self._stage, call, inputs, rows=rows, deadline=deadline)
 
     def started(self) -> None:
         """Count a prediction that comes by the fast lane."""

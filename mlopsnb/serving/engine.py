@@ -147,6 +147,11 @@ class Engine:
         """Whether a request may have to wait for others, so that it pays to see if its client is still there."""
         return not self.plan.inline
 
+    def golden_answer(self) -> Outputs:
+        """Return what the model answers to its own example; not while it is served."""
+        model = self._instances[0].model
+        return model.call(model.golden)
+
     async def infer(self, inputs: Mapping[str, Array], *, rows: int, deadline: float | None = None) -> Answer:
         """Run the model on *inputs*, which fit the signature and have *rows* rows; *deadline* is loop time.
 

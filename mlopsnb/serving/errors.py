@@ -7,6 +7,7 @@ What can go wrong while serving, in words that know nothing of HTTP; `app` maps 
   x ModelFailure         the model is at fault
   x Overloaded           too much waits already; `retry_after` says when to come back
   x DeadlineExceeded     the time that the request was given has passed
+  x NotCached            the answer is not kept, and the request allows nothing else
   x CannotListen         an address is taken or not ours
 """
 
@@ -48,6 +49,13 @@ class DeadlineExceeded(StepError):
 
     def __init__(self, waited: float) -> None:
         super().__init__(f"the deadline passed after {waited:.3g} s in the queue; the model was not called")
+
+
+class NotCached(StepError):
+    """A request allows the use of kept answers alone, and *missing* of its *rows* have none."""
+
+    def __init__(self, missing: int, rows: int) -> None:
+        super().__init__(f"only-if-cached, but the answers to {missing} of {rows} rows are not kept")
 
 
 class CannotListen(StepError):

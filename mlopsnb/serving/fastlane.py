@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
     from mlopsnb.serving.app import App
-    from mlopsnb.serving.batcher import Job
     from mlopsnb.serving.routes import Reply, Route
 
 _CALLBACKS = (
@@ -144,7 +143,7 @@ class Exchange:
         self.more_body = True
         self.response_complete = False
         self.disconnected = False
-        self.job: Job | None = None
+        self.job: object | None = None
 
 
 class FastLane(HttpToolsProtocol):

@@ -7,7 +7,7 @@ in when somebody asks.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -52,7 +52,10 @@ class _Histogram:
 
 
 class Metrics(Collector):
-    """The counters of one server; each series has the labels `model_name` and `model_version`."""
+    """The counters of one server; each series has the labels `model_name` and `model_version`.
+
+    `also` are those who count for themselves: each is given these labels and returns its families.
+    """
 
     def __init__(self, name: str, version: str) -> None:
         self._labels = {"model_name": name, "model_version": version}
@@ -63,6 +66,7 @@ class Metrics(Collector):
         self._waited = _Histogram(_FINE_SECONDS)
         self._model = _Histogram(_FINE_SECONDS)
         self.queue_rows: Callable[[], int] = lambda: 0
+        self.also: list[Callable[[Mapping[str, str]], Iterable[Metric]]] = []
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         self._registry.register(self)
@@ -115,6 +119,8 @@ class Metrics(Collector):
             ("mlopsnb_model_seconds", "Seconds in one call of the model.", self._model),
         ):
             yield histogram.family(name, told, self._labels)
+        for families in self.also:
+            yield from families(self._labels)
 
     def expose(self) -> bytes:
         """Return all of it in Prometheus' text format."""

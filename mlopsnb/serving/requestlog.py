@@ -16,7 +16,7 @@ import orjson
 
 FLUSH_SECONDS = 0.05
 _MOST_LINES = 200
-_Noted = tuple[int, str, str, str, int, float, int | None]
+_Noted = tuple[int, str, str, str, int, float, int | None, str]
 _log = logging.getLogger("mlopsnb.serving")
 
 
@@ -31,12 +31,19 @@ class RequestLog:
         self._stamp = ""
 
     def write(
-        self, request_id: str, method: str, path: str, status: int, seconds: float, rows: int | None
+        self,
+        request_id: str,
+        method: str,
+        path: str,
+        status: int,
+        seconds: float,
+        rows: int | None,
+        fallback: str = "",
     ) -> None:
-        """Note one request."""
+        """Note one request; *fallback* is why the fallback answered, if it did."""
         if self._file is None:
             return
-        self._noted.append((time.time_ns(), request_id, method, path, status, seconds, rows))
+        self._noted.append((time.time_ns(), request_id, method, path, status, seconds, rows, fallback))
         if not self._flush_is_due:
             self._flush_is_due = True
             asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
@@ -45,7 +52,7 @@ class RequestLog:
 
     def _lines(self, noted: Iterable[_Noted]) -> Iterable[bytes]:
         """Write lines one behind the other, which takes half the time of one here and one there."""
-        for when, request_id, method, path, status, seconds, rows in noted:
+        for when, request_id, method, path, status, seconds, rows, fallback in noted:
             line = {
                 "time": self._stamped(when),
                 "request_id": request_id,
@@ -55,6 +62,8 @@ class RequestLog:
                 "duration_ms": round(seconds * 1000, 3),
                 "rows": rows,
             }
+            if fallback:
+                line["fallback"] = fallback
             yield orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
 
     def _stamped(self, when: int) -> str:

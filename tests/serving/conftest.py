@@ -227,7 +227,8 @@ class Runtime:
 
 @pytest.fixture(scope="session")
 def environment(format_path):
-    return {**os.environ, "PYTHONPATH": str(format_path), "PYTHONWARNINGS": "error"}
+    path = os.pathsep.join(filter(None, (str(format_path), os.environ.get("PYTHONPATH"))))
+    return {**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "error"}
 
 
 @pytest.fixture

@@ -88,7 +88,6 @@ class _Service:
     def __init__(self, app: App) -> None:
         self._app = app
         self._served = app.served
-        self._engine = app.engine
         metadata = v2.metadata(self._served.name, self._served.version, self._served.manifest)
         tensors = {
             side: [{k: v for k, v in t.items() if k != "parameters"} for t in metadata[side]]
@@ -144,12 +143,14 @@ class _Service:
         remaining = context.time_remaining()
         allowed = self._app.request_timeout
         deadline = loop.time() + (allowed if remaining is None else min(remaining, allowed))
-        self._engine.admit()
+        self._app.admit()
         served = self._served
         wanted = codec.decode(request, served.signature)
         call.rows = wanted.rows
-        answer = await self._engine.infer(wanted.inputs, rows=wanted.rows, deadline=deadline)
-        return codec.encode(wanted, answer.outputs, name=served.name, version=served.version)
+        outputs = await self._app.infer(call, wanted.inputs, rows=wanted.rows, deadline=deadline)
+        if call.told:
+            context.set_trailing_metadata(tuple((name.decode(), value) for name, value in call.told))
+        return codec.encode(wanted, outputs, name=served.name, version=served.version)
 
 
 def _headers(context: Any) -> dict[bytes, bytes]:

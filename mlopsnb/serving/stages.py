@@ -1,0 +1,156 @@
+"""What may stand between the protocols and the engine: a cache of answers, a fallback. Composed once, at the start.
+
+Where nothing is asked for there is no stage at all, and requests go to the engine straight.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
+
+    from mlopsnb.serving.batcher import Outputs
+    from mlopsnb.serving.engine import Engine
+    from mlopsnb.tensors import Array
+
+Header = tuple[bytes, bytes]
+Done = Callable[[object, "Outputs | Exception"], None]
+"""Told what came of a request, once. The first argument is the engine's job, if there was one."""
+
+
+class Asker(Protocol):
+    """The request, as far as stages look at it and write on it.
+
+    `told` are headers for its answer; `degraded` says why the fallback answered.
+    """
+
+    told: tuple[Header, ...]
+    degraded: str
+
+    @property
+    def headers(self) -> Mapping[bytes, bytes]:
+        """The request's headers, their names in lower case."""
+
+
+class Stage(Protocol):
+    """Takes what the engine takes, and who asks. A handle that it gives is for its own `cancel`."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests can be answered."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether a request may have to wait, so that it pays to see if its client is still there."""
+
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """What the model's metadata says of it."""
+
+    def families(self, labels: Mapping[str, str]) -> Iterable[Metric]:
+        """Return what it counts, for Prometheus."""
+
+    def admit(self) -> None:
+        """Raise `Overloaded` if nothing is taken in now."""
+
+    def submit(
+        self,
+        asker: Asker,
+        inputs: Mapping[str, Array],
+        rows: int,
+        done: Done,
+        *,
+        deadline: float | None,
+        loop: asyncio.AbstractEventLoop,
+        at_once: bool = False,
+    ) -> object | None:
+        """Answer as the engine does; return a handle, or None if it was answered already."""
+
+    def cancel(self, handle: Any) -> None:
+        """Forget a request that has not been answered."""
+
+
+class Direct:
+    """The engine as a stage: nothing stands between."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.admit = engine.admit
+        self.cancel = engine.cancel
+
+    @property
+    def ready(self) -> bool:
+        """Whether the model works."""
+        return self.engine.ready
+
+    @property
+    def waits(self) -> bool:
+        """Whether requests may have to wait."""
+        return self.engine.waits
+
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """Nothing: the engine's own are told without a stage."""
+        return {}
+
+    def families(self, labels: Mapping[str, str]) -> Iterable[Metric]:
+        """Return nothing, for the same reason."""
+        return ()
+
+    def submit(
+        self,
+        asker: Asker,
+        inputs: Mapping[str, Array],
+        rows: int,
+        done: Done,
+        *,
+        deadline: float | None,
+        loop: asyncio.AbstractEventLoop,
+        at_once: bool = False,
+    ) -> object:
+        """Let the model run."""
+        return self.engine.submit(inputs, rows, done, deadline=deadline, loop=loop, at_once=at_once)
+
+
+async def infer(
+    stage: Stage,
+    asker: Asker,
+    inputs: Mapping[str, Array],
+    *,
+    rows: int,
+    deadline: float | None,
+) -> Outputs:
+    """Submit to *stage* and wait; raises what `Engine.infer` raises. Whoever is cancelled is forgotten."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Outputs] = loop.create_future()
+
+    def done(_: object, outcome: Outputs | Exception) -> None:
+        if future.done():
+            return
+        if isinstance(outcome, Exception):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
+
+    handle = stage.submit(asker, inputs, rows, done, deadline=deadline, loop=loop)
+    try:
+        return await future
+    except asyncio.CancelledError:
+        if handle is not None:
+            stage.cancel(handle)
+        raise
+
+
+def compose(engine: Engine, *, cache_bytes: int | None, fallback: Engine | None) -> Stage | None:
+    """Return the stages that are asked for, None if there are none. The cache holds what the model answered alone.
+
+    Raises `ModelFailure` if the model's answers cannot be kept.
+    """
+    from mlopsnb.serving.caching import Cached
+    from mlopsnb.serving.fallback import WithFallback
+
+    cached = Cached.around(engine, cache_bytes) if cache_bytes else None
+    return WithFallback(cached or Direct(engine), fallback) if fallback else cached
