@@ -38,12 +38,14 @@ class Affine:
         def predict(inputs):
             nonlocal broken
             x, n = inputs["x"], inputs["n"]
+            if weights.get("sturdy"):
+                x = np.where(x == 13, 0, x)
             broken = broken or bool((x == 13).any())
             if broken:
                 raise RuntimeError("the weights are gone")
             if (x == 666).any():
                 raise ValueError("666 is not for me")
-            if (x == 100).any():
+            if (x == 100).any() and not weights.get("sturdy"):
                 Path(os.environ["AFFINE_GATE"]).read_bytes()  # a FIFO: waits until the test opens it
             y = (x.sum(axis=1) * weights["scale"] + n).astype(weights["dtype"])
             return {"y": y, "sign": np.array(["-" if v < 0 else "+" for v in y], dtype=object)}
