@@ -353,7 +353,10 @@ class Cached:
             stored = b"; stored" if asked.stored else b""
             collapsed = b"; collapsed" if asked.joined and not asked.led else b""
             asked.asker.told += ((b"cache-status", b"mlopsnb; " + asked.forwarded + stored + collapsed),)
-        asked.done(None, outcome)
+        try:
+            asked.done(None, outcome)
+        except Exception as exc:  # noqa: BLE001  the others that wait must have their answers all the same
+            _log.error("an answer could not be handed on", exc_info=exc)
 
 
 def _why(wish: Wish, hits: int, rows: int) -> bytes:

@@ -387,6 +387,21 @@ def test_an_overloaded_model_still_gives_what_is_kept(cached, model):
     assert not cache._flights
 
 
+def test_an_answer_that_cannot_be_handed_on_harms_nobody(cached, caplog):
+    cache = cached()
+
+    def fail(_, outcome):
+        raise OSError("no")
+
+    async def run():
+        loop = asyncio.get_running_loop()
+        cache.submit(Asker(), rows_of(row(1)), 1, fail, deadline=None, loop=loop)
+        return await ask(cache, row(1))
+
+    assert asyncio.run(run()) == ([1], "mlopsnb; fwd=miss; collapsed")
+    assert "could not be handed on" in caplog.text
+
+
 def test_a_model_that_begins_to_mix_rows_is_kept_by_request(cached, model, caplog):
     cache = cached()
 

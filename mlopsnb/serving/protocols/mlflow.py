@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from mlopsnb.serving import v2, values
+from mlopsnb.serving.bulk import Bulk
 from mlopsnb.serving.errors import BadRequest
 from mlopsnb.serving.protocols import columns
 from mlopsnb.serving.routes import Headers, Prediction, Reply, Route, ServedModel, json_reply
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 _MISSING = frozenset({"", "nan", "NaN", "NA", "N/A", "null"})
 """What stands for a missing number in CSV, as pandas reads it."""
 
+_IN_BULK = ("dataframe_split", "instances", "inputs")
+
 
 def routes(model: ServedModel) -> dict[str, Route]:
     """Return the protocol's paths for *model*."""
@@ -37,8 +40,10 @@ def routes(model: ServedModel) -> dict[str, Route]:
     def version(ready: bool) -> Reply:
         return Reply(200, distribution_version("mlopsnb").encode(), b"text/plain; charset=utf-8")
 
+    bulk = Bulk(model.signature)
+
     def invoke(body: bytes, headers: Headers) -> Prediction:
-        return decode(body, headers.get(b"content-type", b"").decode("latin-1"), model.signature)
+        return decode(body, headers.get(b"content-type", b"").decode("latin-1"), model.signature, bulk)
 
     return {
         "/ping": Route(show=ping, error=error),
@@ -58,11 +63,12 @@ def error(status: int, message: str) -> bytes:
     return orjson.dumps({"error_code": code, "message": message})
 
 
-def decode(body: bytes, content_type: str, signature: Signature) -> Prediction:
-    """Return the request in *body*; raises nothing but `BadRequest`."""
+def decode(body: bytes, content_type: str, signature: Signature, bulk: Bulk | None = None) -> Prediction:
+    """Return the request in *body*, which *bulk* reads if it can; raises nothing but `BadRequest`."""
     match _media_type(content_type):
         case "application/json":
-            inputs = _from_json(columns.parse(body), signature)
+            read = bulk and bulk.read(body, _IN_BULK)
+            inputs = read[1] if read else _from_json(columns.parse(body), signature)
         case "text/csv":
             inputs = _from_csv(body, signature)
         case other:

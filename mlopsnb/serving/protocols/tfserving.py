@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from mlopsnb.serving import v2
+from mlopsnb.serving.bulk import Bulk
 from mlopsnb.serving.errors import BadRequest
 from mlopsnb.serving.protocols import columns
 from mlopsnb.serving.routes import Headers, Prediction, Reply, Route, ServedModel, always, json_reply
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from mlopsnb.records import Signature, TensorSpec
 
 SIGNATURE_NAME = "serving_default"
+_SIGNATURE_NAMES = (None, "", SIGNATURE_NAME)
+_FORMS = ("instances", "inputs")
+_OPTIONAL = {"signature_name": _SIGNATURE_NAMES}
 
 _TYPES = {
     "bool": "DT_BOOL",
@@ -37,8 +41,10 @@ def routes(model: ServedModel) -> dict[str, Route]:
     def status(ready: bool) -> Reply:
         return json_reply(_status(model.version, ready))
 
+    bulk = Bulk(model.signature)
+
     def predict(body: bytes, headers: Headers) -> Prediction:
-        return decode(body, model.signature)
+        return decode(body, model.signature, bulk)
 
     found = {}
     metadata = always(_metadata(model))
@@ -76,25 +82,29 @@ def _tensor(spec: TensorSpec) -> dict[str, Any]:
     }
 
 
-def decode(body: bytes, signature: Signature) -> Prediction:
-    """Return the request in *body*; raises nothing but `BadRequest`."""
+def decode(body: bytes, signature: Signature, bulk: Bulk | None = None) -> Prediction:
+    """Return the request in *body*, which *bulk* reads if it can; raises nothing but `BadRequest`."""
+    form, inputs = (bulk and bulk.read(body, _FORMS, _OPTIONAL)) or _inputs(body, signature)
+    rows = v2.rows_of(inputs, signature)
+    if form == "inputs":
+        return Prediction(inputs=inputs, rows=rows, encode=_outputs)
+    return Prediction(inputs=inputs, rows=rows, encode=lambda outputs: _predictions(outputs, rows))
+
+
+def _inputs(body: bytes, signature: Signature) -> tuple[str, dict[str, Array]]:
     content = columns.parse(body)
     asked = content.get("signature_name")
-    if asked not in (None, "", SIGNATURE_NAME):
+    if asked not in _SIGNATURE_NAMES:
         raise BadRequest(f"there is no signature {str(asked)[:80]!r}; there is {SIGNATURE_NAME!r}")
-    given = {"instances", "inputs"} & content.keys()
+    given = [form for form in _FORMS if form in content]
     if len(given) != 1:
         raise BadRequest(
             'expected {"instances": [...]}, row by row, or {"inputs": ...}, input by input; found '
             + (", ".join(sorted(map(repr, given))) or "neither"),
             kind="malformed",
         )
-    if "instances" in given:
-        inputs = columns.from_rows(content["instances"], signature)
-        rows = v2.rows_of(inputs, signature)
-        return Prediction(inputs=inputs, rows=rows, encode=lambda outputs: _predictions(outputs, rows))
-    inputs = columns.from_values(content["inputs"], signature)
-    return Prediction(inputs=inputs, rows=v2.rows_of(inputs, signature), encode=_outputs)
+    read = columns.from_rows if given[0] == "instances" else columns.from_values
+    return given[0], read(content[given[0]], signature)
 
 
 def _predictions(outputs: Mapping[str, Array], rows: int) -> Reply:
