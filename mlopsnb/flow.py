@@ -266,6 +266,8 @@ def deploy(
     target: str | None = None,
     port: int | None = None,
     env: Mapping[str, str] | None = None,
+    cache_bytes: int | None = None,
+    fallback: Artifact | ModelVersion | str | None = None,
     timeout: float | None = None,
     dry_run: bool = False,
 ) -> Any:
@@ -283,6 +285,9 @@ def deploy(
         target: where to run it: `process` (this machine).
         port: the port to serve on; by default a free one, kept by later revisions.
         env: environment variables of the server.
+        cache_bytes: keep answers, in so much memory, for rows that come again; by default none.
+        fallback: an `Artifact`, a `ModelVersion` or a URI: a smaller model of the same signature, which answers
+            while this one fails, is overloaded or late.
         timeout: seconds to wait for the new revision to become ready.
         dry_run: return the actions that would be carried out, and do nothing.
 
@@ -296,7 +301,16 @@ def deploy(
     chosen = settings(target=target, timeout=timeout)
     backend: Target = plugins.create("target", chosen.target)
     name = check_name(name or _name_of(what))
-    draft = Revision(id=0, source="", digest="", created=now(), env=_checked(env), port=_checked_port(port))
+    draft = Revision(
+        id=0,
+        source="",
+        digest="",
+        created=now(),
+        env=_checked(env),
+        port=_checked_port(port),
+        cache_bytes=_checked_bytes(cache_bytes),
+    )
+    spare = _found_fallback(fallback)
     if dry_run:
         return _plan(backend, name, draft, source=_describe(what))
     with backend.claim(name), tempfile.TemporaryDirectory(prefix="mlopsnb-") as scratch:
@@ -305,6 +319,9 @@ def deploy(
         )
         if artifact is None:
             artifact = _fetch(version, Path(scratch))
+        if spare is not None:
+            found = spare if isinstance(spare, Artifact) else _fetch(spare, Path(scratch) / "fallback")
+            draft = replace(draft, fallback=found.path)
         plan = _plan(backend, name, draft, source=version.uri, artifact=artifact)
         execute(backend, name, plan, timeout=chosen.timeout)
     return Deployment(name, backend, chosen.target)
@@ -325,6 +342,24 @@ def _checked_port(port: object) -> int | None:
         return port
     raise UserError(
         f"port must be a number from 1 to 65535, found {port!r}", hint="leave it out for a free one"
+    )
+
+
+def _checked_bytes(size: object) -> int | None:
+    if size is None or (isinstance(size, int) and not isinstance(size, bool) and size > 0):
+        return size
+    raise UserError(f"cache_bytes must be a number above 0, found {size!r}", hint="leave it out for no cache")
+
+
+def _found_fallback(what: object) -> Artifact | ModelVersion | None:
+    if what is None or isinstance(what, Artifact | ModelVersion):
+        return what
+    if isinstance(what, str):
+        tracker: Tracker = plugins.create("tracker", _TRACKER)
+        return tracker.find(what)
+    raise UserError(
+        f"the fallback must be an artifact, a model version or its URI, found {type(what).__name__}",
+        hint="export makes an artifact: fallback=export(model, example)",
     )
 
 

@@ -115,6 +115,7 @@ class Revision:
 
     `source` says where the package came from (`models:/fraud/3`, or the digest of a bare artifact);
     `package` is the directory it is served from, `address` where this revision alone can be reached.
+    `cache_bytes` is the memory for answers that are kept, `fallback` the package that answers while this one cannot.
     """
 
     id: int
@@ -123,6 +124,8 @@ class Revision:
     package: Path | None = None
     created: str = ""
     env: Mapping[str, str] = field(default_factory=dict)
+    cache_bytes: int | None = None
+    fallback: Path | None = None
     port: int | None = None
     state: RevisionState = "starting"
     address: str = ""

@@ -110,10 +110,13 @@ class Process:
         if revision.port not in (None, port):
             _bind(revision.port).close()  # a taken port is told before the model is loaded, not after
         mine = files.revision(revision.id)
-        started = replace(revision, package=mine.package, state="starting")
+        spare = revision.fallback and mine.fallback
+        started = replace(revision, package=mine.package, fallback=spare, state="starting")
         self._update(name, started)
         try:
-            _copy(revision.package, mine)
+            _copy(revision.package, mine.package)
+            if revision.fallback is not None:
+                _copy(revision.fallback, mine.fallback)
             _Launch(name, started, mine).wait(timeout)
             self._update(name, replace(started, state="running"))
         except BaseException:
@@ -159,7 +162,8 @@ class Process:
         _signal(mine, signal.SIGTERM)
         if failed:
             _wait_end(mine)
-            shutil.rmtree(mine.package, ignore_errors=True)  # its log stays, to be read
+            for package in (mine.package, mine.fallback):
+                shutil.rmtree(package, ignore_errors=True)  # its log stays, to be read
         state: RevisionState = "failed" if failed else "stopped"
         revisions = tuple(replace(r, state=state) if r.id == revision_id else r for r in release.revisions)
         weights = {k: v for k, v in release.weights.items() if k != revision_id}
@@ -245,6 +249,8 @@ class _Launch:
             *("--name", self.name, "--version", _model_version(self.revision)),
             *("--uds", str(self.files.http), "--control", str(self.files.control)),
             *("--ready-fd", str(_CHILD_READY_FD), "--alive-fd", str(_CHILD_ALIVE_FD)),
+            *(("--cache-bytes", str(self.revision.cache_bytes)) if self.revision.cache_bytes else ()),
+            *(("--fallback", str(self.revision.fallback)) if self.revision.fallback else ()),
         ]
 
     def wait(self, timeout: float) -> None:
@@ -289,14 +295,14 @@ def _observed(revision: Revision, files: RevisionFiles) -> Revision:
     return replace(revision, address=f"unix:{files.http}")
 
 
-def _copy(package: Path, files: RevisionFiles) -> None:
+def _copy(package: Path, place: Path) -> None:
     """Give the revision a package of its own: the user's may change or go, and a rollback needs it."""
     try:
-        files.root.mkdir(parents=True, mode=0o700)
-        shutil.copytree(package, files.package)
+        place.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
+        shutil.copytree(package, place)
     except OSError as exc:
         raise DeployError(
-            f"the model package cannot be copied to {files.package}: {exc.strerror or exc}",
+            f"the model package cannot be copied to {place}: {exc.strerror or exc}",
             hint="free some space there, or set MLOPSNB_STATE_DIR to another disk",
         ) from exc
 

@@ -28,6 +28,7 @@ KEEP_REVISIONS = 10
 """How many revisions stay for rollback and logs."""
 
 _PROTOCOL = 1
+_PATHS = ("package", "fallback")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,11 @@ class RevisionFiles:
     def package(self) -> Path:
         """The model package that this revision serves."""
         return self.root / "package"
+
+    @property
+    def fallback(self) -> Path:
+        """The package that answers while that one cannot, if there is one."""
+        return self.root / "fallback"
 
     @property
     def log(self) -> Path:
@@ -208,11 +214,12 @@ class ReleaseFiles:
 def _plain(revision: Revision) -> Mapping[str, Any]:
     data = asdict(revision)
     del data["address"]
-    return {**data, "package": revision.package and str(revision.package), "env": dict(revision.env)}
+    paths = {name: data[name] and str(data[name]) for name in _PATHS}
+    return {**data, **paths, "env": dict(revision.env)}
 
 
 def _revision(data: dict[str, Any]) -> Revision:
-    return Revision(**{**data, "package": data["package"] and Path(data["package"])})
+    return Revision(**data | {name: Path(data[name]) for name in _PATHS if data.get(name)})
 
 
 def _user(uid: int) -> str:

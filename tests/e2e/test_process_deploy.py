@@ -1,6 +1,7 @@
 """The process target as a user meets it: real servers, real MLflow, real signals."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -355,3 +356,55 @@ def test_secrets_in_the_environment_stay_in_a_private_file(state):
     dep = ml.deploy(Net(), name="secret", example=X[:5], env={"API_TOKEN": "s3cr3t-value"})
     assert "s3cr3t-value" not in dep.logs() + repr(dep)
     assert (state / "process" / "secret" / "release.json").stat().st_mode & 0o077 == 0
+
+
+class Tripled(torch.nn.Module):
+    def forward(self, x):
+        return torch.stack([x.sum(dim=1), x.sum(dim=1), x.sum(dim=1)], dim=1)
+
+
+def test_a_cache_and_a_fallback_stay_with_the_revision(state, tmp_path):
+    model, rows = Net(), X.astype("float32")
+    spare = ml.export(Tripled(), rows[:5], into=tmp_path / "spare")
+    dep = ml.deploy(model, name="both", example=rows[:5], cache_bytes=1_000_000, fallback=spare)
+    shutil.rmtree(spare.path)  # the revision has its own
+
+    def parameters():
+        return httpx.get(f"{dep.url}/v2/models/both").json()["parameters"]
+
+    def shown():
+        told = parameters()
+        return told.get("cache", {}).get("max_bytes"), told.get("fallback", {}).get("digest")
+
+    assert shown() == (1_000_000, spare.digest)
+    for _ in range(2):
+        np.testing.assert_allclose(dep.predict(rows), original(model, rows), atol=1e-6)
+    assert (
+        'mlopsnb_cache_rows_total{model_name="both",model_version="1",result="hit"} 2'
+        in httpx.get(f"{dep.url}/metrics").text
+    )
+    ml.deploy(dep.model_version, name="both")
+    assert shown() == (None, None)
+    dep.rollback()
+    assert shown() == (1_000_000, spare.digest)
+    assert (dep.status, dep.revision) == ("ready", 3)
+
+
+def test_a_fallback_of_another_signature_is_not_deployed(state, tmp_path):
+    spare = ml.export(Tripled(), X[:5, :2].astype("float32"), into=tmp_path / "spare")
+    with pytest.raises(ml.NotReady, match=r"cannot be the fallback: input 'x' has the shape \[-1, 4\]"):
+        ml.deploy(Net(), name="other", example=X[:5], fallback=spare)
+    assert ml.deployments() == ()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cache_bytes": 0}, "cache_bytes must be a number above 0, found 0"),
+        ({"cache_bytes": "1MB"}, "cache_bytes must be a number above 0, found '1MB'"),
+        ({"fallback": Net()}, "the fallback must be an artifact, a model version or its URI, found Net"),
+    ],
+)
+def test_options_that_are_none(options, message):
+    with pytest.raises(ml.UserError, match=message):
+        ml.deploy(Net(), name="none", example=X[:5], **options)
