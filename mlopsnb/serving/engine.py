@@ -101,6 +101,7 @@ class Engine:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pump_is_due = False
         self._timer: asyncio.TimerHandle | None = None
+        self._rings = math.inf
         metrics.queue_rows = lambda: self._queue.rows
 
     @classmethod
@@ -256,9 +257,10 @@ class Engine:
         assert self._loop is not None
         when = self._queue.wake() if self._idle else self._queue.earliest
         if self._timer is not None:
-            if self._timer.when() <= when and not self._timer.cancelled():
+            if self._rings <= when:
                 return
             self._timer.cancel()
+        self._rings = when  # uvloop's timer does not know it if it is due already
         self._timer = None if when == math.inf else self._loop.call_at(when, self._timed_out)
 
     def _timed_out(self) -> None:

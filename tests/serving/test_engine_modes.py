@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import uvloop
 
 from mlopsnb.manifest import Manifest
 from mlopsnb.records import Signature, TensorSpec
@@ -299,6 +300,24 @@ def test_what_is_late_is_told_so_while_the_model_is_busy_and_is_not_run(engine, 
     first, late = asyncio.run(run())
     assert (first, type(late)) == ([2], DeadlineExceeded)
     assert late.message.endswith("s in the queue; the model was not called")
+    assert model.calls == [(1, 2)]
+
+
+def test_a_deadline_that_has_passed_when_it_comes_is_kept_on_uvloop(engine, model):
+    served = engine(inline=False)
+    model.gate.clear()
+
+    async def run():
+        loop = asyncio.get_running_loop()
+        first = asyncio.ensure_future(ask(served, 1))
+        await asyncio.to_thread(model.entered.wait, 30)
+        late = await all_of(*(ask(served, n, deadline=loop.time() - n) for n in (1, 2)))
+        model.gate.set()
+        return await first, late
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        first, late = runner.run(run())
+    assert (first, [type(one) for one in late]) == ([2], [DeadlineExceeded] * 2)
     assert model.calls == [(1, 2)]
 
 
