@@ -12,8 +12,6 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from mlopsnb import parity
 from mlopsnb.errors import ExportError, telling_line
 from mlopsnb.extras import need
@@ -26,9 +24,11 @@ if TYPE_CHECKING:
     from mlopsnb.formats.torch_binding import Call
     from mlopsnb.protocols import Bound, Predict, Tensors
     from mlopsnb.records import Signature
-    from mlopsnb.tensors import Array, Example
+    from mlopsnb.tensors import Example
 
 FILE = "model.pt"
+_OPTIMIZE = "mlopsnb_optimize"
+"""A file within `model.pt`: whether the optimized model was proven, as the export is, to equal the original."""
 
 
 class TorchScript:
@@ -50,17 +50,25 @@ class TorchScript:
         torch = need("torch", extra="torch")
         with _quiet():
             module, note = _capture(bound)
+            extra = {_OPTIMIZE: "yes" if _stands_optimizing(bound, module) else "no"}
             with (into / FILE).open("wb") as file:  # a Python file reports a full disk as what it is
-                torch.jit.save(module, file)
+                torch.jit.save(module, file, _extra_files=extra)
         return Exported(requirements=(f"torch=={torch.__version__}",), notes=(note, *bound.model.notes))
 
     def load(self, path: Path, signature: Signature) -> Predict:
-        """Load `model.pt` onto the CPU. From its second call on it runs optimized, if it then answers the same."""
+        """Load `model.pt` onto the CPU.
+
+        If the export was proven to stand it, the model runs optimized from its second call on; the first one
+        shows whether the answers are the same on this machine as well.
+        """
         torch = need("torch", extra="torch")
         names = [s.name for s in signature.inputs], [s.name for s in signature.outputs]
+        extra: dict[str, Any] = {_OPTIMIZE: ""}  # torch puts bytes there
         with _quiet():
-            module = torch.jit.load(str(path / FILE), map_location="cpu").eval()
+            module = torch.jit.load(str(path / FILE), map_location="cpu", _extra_files=extra).eval()
         plain = torch_binding.runner(module, *names)
+        if extra[_OPTIMIZE] != b"yes":
+            return plain
         chosen: Predict
 
         def first(inputs: Tensors) -> Tensors:
@@ -108,22 +116,9 @@ def _outcome(predict: Predict, inputs: Tensors) -> Tensors | None:
 
 
 def _same(one: Tensors | None, other: Tensors | None) -> bool:
-    """Say whether two answers are equal but for what floats lose when a sum is taken in another order."""
     if one is None or other is None:
         return one is other
-    return all(
-        a.dtype == other[name].dtype and a.shape == other[name].shape and _near(a, other[name])
-        for name, a in one.items()
-    )
-
-
-def _near(a: Array, b: Array) -> bool:
-    if a.dtype.kind != "f":
-        return bool(np.array_equal(a, b))
-    finite = np.abs(a[np.isfinite(a)])
-    scale = float(finite.max()) if finite.size else 0.0
-    precision = float(np.finfo(a.dtype).eps) * 100
-    return bool(np.allclose(a, b, rtol=precision, atol=precision * scale, equal_nan=True))
+    return parity.failure(parity.compare(one, other)) is None
 
 
 @contextmanager
@@ -190,6 +185,15 @@ def _script(bound: Bound) -> tuple[Any, ExportError | str | None]:
     except Exception as exc:  # noqa: BLE001  the compiler raises many kinds
         return None, telling_line(exc, first=True)
     return scripted, _difference(bound, scripted)
+
+
+def _stands_optimizing(bound: Bound, module: Any) -> bool:
+    torch = need("torch", extra="torch")
+    try:
+        optimized = torch.jit.optimize_for_inference(module.eval())
+        return _difference(bound, optimized) is None
+    except Exception:  # noqa: BLE001  what cannot be frozen, a model with state for one, runs as it is
+        return False
 
 
 def _difference(bound: Bound, module: Any) -> ExportError | None:
