@@ -3,6 +3,7 @@ What can go wrong while serving, in words that know nothing of HTTP; `app` maps 
 
 * UserError
   x BadRequest           the client's fault; `kind` says how
+  x BadOption            the fault of who started the server
 * StepError
   x ModelFailure         the model is at fault
   x Overloaded           too much waits already; `retry_after` says when to come back
@@ -13,6 +14,7 @@ What can go wrong while serving, in words that know nothing of HTTP; `app` maps 
 
 from __future__ import annotations
 
+import traceback
 from typing import Literal
 
 from mlopsnb.errors import StepError, UserError
@@ -21,12 +23,19 @@ Kind = Literal["malformed", "mismatch", "rejected", "too large", "unsupported"]
 """malformed: not the protocol; mismatch: not the signature; rejected: the model raised on it."""
 
 
+_MOST_CAUSES = 10
+
+
 class BadRequest(UserError):
     """A request that cannot be answered, and why: what was expected and what came."""
 
     def __init__(self, message: str, *, kind: Kind = "mismatch") -> None:
         super().__init__(message)
         self.kind: Kind = kind
+
+
+class BadOption(UserError):
+    """An option or a variable of the environment that the server cannot do with this model, or here."""
 
 
 class ModelFailure(StepError):
@@ -74,3 +83,18 @@ def summary(exc: BaseException) -> str:
     if len(lines) > 1 and first.isidentifier() and first.endswith(("Error", "Exception")):
         return lines[-1][:300]
     return f"{type(exc).__name__}: {lines[0][:300]}"
+
+
+def stack(exc: BaseException) -> str:
+    """Return *exc* and its causes as a traceback for the server's log, without the words of foreign exceptions.
+
+    Those may show values of a request, which do not belong into a log; where they arose and their types say enough.
+    """
+    found: list[str] = []
+    part: BaseException | None = exc
+    while part is not None and len(found) < _MOST_CAUSES:
+        frames = "".join(traceback.format_tb(part.__traceback__))
+        said = f": {part.message}" if isinstance(part, StepError) else ""
+        found.append(f"{frames}{type(part).__module__}.{type(part).__qualname__}{said}")
+        part = part.__cause__ or (None if part.__suppress_context__ else part.__context__)
+    return "\n\ncaused\n\n".join(reversed(found))

@@ -13,7 +13,8 @@ import json
 import os
 import pwd
 import shutil
-from contextlib import contextmanager, suppress
+from collections import deque
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -49,7 +50,7 @@ class RevisionFiles:
 
     @property
     def log(self) -> Path:
-        """What its server wrote to its standard output and error."""
+        """What its server wrote to its standard output and error; a full file becomes `server.log.1`."""
         return self.root / "server.log"
 
     @property
@@ -100,12 +101,24 @@ class RevisionFiles:
             with suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
 
+    def lines(self) -> Iterator[str]:
+        """Yield the lines of the log so far: of the file that became full last, and of the one after it.
+
+        Both are open before a line is read, so that none is missed or told twice if one becomes full meanwhile.
+        """
+        with ExitStack() as opened:
+            files: dict[int, TextIO] = {}
+            for path in (self.log, self.log.with_name(f"{self.log.name}.1")):
+                with suppress(FileNotFoundError):
+                    part = opened.enter_context(path.open(encoding="utf-8", errors="replace"))
+                    files.setdefault(os.fstat(part.fileno()).st_ino, part)
+            for file in reversed(files.values()):
+                for line in file:
+                    yield line.rstrip("\n")
+
     def last_lines(self, count: int = 15) -> list[str]:
         """Return the end of the log."""
-        try:
-            return self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-count:]
-        except FileNotFoundError:
-            return []
+        return list(deque(self.lines(), count))
 
 
 @dataclass(frozen=True, slots=True)
