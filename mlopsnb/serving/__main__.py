@@ -19,12 +19,15 @@ from typing import TYPE_CHECKING, Any
 from mlopsnb.errors import MissingExtra, MlopsnbError
 from mlopsnb.extras import need
 from mlopsnb.manifest import BadPackage
-from mlopsnb.serving.errors import CannotListen
+from mlopsnb.serving.errors import BadOption, CannotListen
 from mlopsnb.serving.listen import Sockets, open_sockets
+from mlopsnb.serving.logfile import MAX_BYTES, LogFile
 
 if TYPE_CHECKING:
     from mlopsnb.serving.app import App
     from mlopsnb.serving.engine import Engine
+    from mlopsnb.serving.payloads import PayloadLog
+    from mlopsnb.serving.requestlog import Sink
     from mlopsnb.serving.rpc.service import GrpcServer
     from mlopsnb.serving.tuning import Options
 
@@ -41,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for fd in (args.fd, args.ready_fd, args.alive_fd):
         if fd is not None and not _keep_to_ourselves(fd):
             parser.error(f"file descriptor {fd} is not open")
+    if args.log_payload_file is not None and args.log_payloads is None:
+        parser.error("--log-payload-file needs --log-payloads")
     report = ReadyPipe(args.ready_fd)
     try:
         _serve(args, report)
@@ -57,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _exit_code(exc: MlopsnbError) -> int:
     if isinstance(exc, BadPackage):
         return 3
+    if isinstance(exc, BadOption):
+        return 2
     return 5 if isinstance(exc, CannotListen) else 4
 
 
@@ -92,8 +99,52 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PACKAGE",
         help="a package with the same signature, which answers while the model cannot",
     )
+    _add_logs(parser.add_argument_group("what is told of requests"))
     _add_tuning(parser.add_argument_group("how the model is run (default: found out by a self-test at load)"))
     return parser
+
+
+def _add_logs(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--log-file",
+        type=Path,
+        metavar="PATH",
+        help="write the log, standard output and standard error here; a full file becomes PATH.1",
+    )
+    add(
+        "--log-max-bytes",
+        type=_bytes,
+        default=MAX_BYTES,
+        metavar="BYTES",
+        help="when a log file is full (default: %(default)s)",
+    )
+    add(
+        "--log-payloads",
+        type=_share,
+        metavar="RATE",
+        help="log the inputs and outputs of this share of the requests, above 0 and up to 1 (default: of none)",
+    )
+    add("--log-payload-file", type=Path, metavar="PATH", help="where to (default: to the log)")
+    add(
+        "--log-payload-bytes",
+        type=_bytes,
+        default=16_384,
+        metavar="BYTES",
+        help="longest line; rows beyond are left out (default: %(default)s)",
+    )
+    add(
+        "--mask",
+        type=lambda text: tuple(text.split(",")),
+        default=(),
+        metavar="NAME,…",
+        help="inputs, outputs and features whose values are not logged",
+    )
+    add(
+        "--otel",
+        action="store_true",
+        help="trace with OpenTelemetry; as well if OTEL_TRACES_EXPORTER or OTEL_EXPORTER_OTLP_ENDPOINT is set",
+    )
 
 
 def _add_tuning(group: argparse._ArgumentGroup) -> None:
@@ -168,6 +219,14 @@ def _positive(text: str) -> float:
     return value
 
 
+def _share(text: str) -> float:
+    if not 0 < (value := float(text)) <= 1:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no share of requests; expected a number above 0 and up to 1"
+        )
+    return value
+
+
 def _whole(text: str) -> int:
     if not text.isdecimal() or len(text) > 9:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
@@ -222,7 +281,7 @@ class ReadyPipe:
 
 def _serve(args: argparse.Namespace, report: ReadyPipe) -> None:
     try:
-        from mlopsnb.serving import stages
+        from mlopsnb.serving import stages, tracing
         from mlopsnb.serving.app import App
         from mlopsnb.serving.engine import Engine
         from mlopsnb.serving.metrics import Metrics
@@ -233,8 +292,10 @@ def _serve(args: argparse.Namespace, report: ReadyPipe) -> None:
         need("grpc", extra="grpc")
     path: Path = args.package.absolute()
     name = args.name or (path.name if _NAME.fullmatch(path.name) else "model")
+    log = _log(args)
     sockets = _open(args)
     try:
+        traces = tracing.from_environment(name, args.version, asked=args.otel)
         engine = Engine.load(path, _options(args), Metrics(name, args.version))
         spare = _fallback(args, engine)
         stage = stages.compose(engine, cache_bytes=args.cache_bytes, fallback=spare)
@@ -244,9 +305,11 @@ def _serve(args: argparse.Namespace, report: ReadyPipe) -> None:
             name=name,
             version=args.version,
             max_body_bytes=args.max_body_bytes,
-            log=sys.stdout.buffer,
+            log=log,
             request_timeout=args.request_timeout,
             stage=stage,
+            tracing=traces,
+            payloads=_payloads(args, log, engine, name),
         )
         grpc = _grpc(args, app)
         server = Server(
@@ -260,6 +323,8 @@ def _serve(args: argparse.Namespace, report: ReadyPipe) -> None:
         engine.close()
         if spare is not None:
             spare.close()
+        if traces is not None:
+            traces.close()
     finally:
         sockets.close()
 
@@ -270,6 +335,31 @@ def _fallback(args: argparse.Namespace, engine: Engine) -> Engine | None:
     from mlopsnb.serving import fallback
 
     return fallback.load(args.fallback.absolute(), engine)
+
+
+def _log(args: argparse.Namespace) -> Sink:
+    if args.log_file is None:
+        return sys.stdout.buffer
+    return LogFile(args.log_file, max_bytes=args.log_max_bytes, also=(1, 2))
+
+
+def _payloads(args: argparse.Namespace, log: Sink, engine: Engine, name: str) -> PayloadLog | None:
+    from mlopsnb.serving.payloads import PayloadLog, check_mask
+
+    signature = engine.manifest.signature
+    check_mask(args.mask, signature)
+    if args.log_payloads is None:
+        return None
+    if args.log_payload_file is not None:
+        log = LogFile(args.log_payload_file, max_bytes=args.log_max_bytes)
+    return PayloadLog(
+        log,
+        signature,
+        rate=args.log_payloads,
+        mask=args.mask,
+        max_bytes=args.log_payload_bytes,
+        about={"model": name, "version": args.version},
+    )
 
 
 def _grpc(args: argparse.Namespace, app: App) -> GrpcServer | None:

@@ -12,21 +12,23 @@ import logging
 import os
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from typing import TYPE_CHECKING, Any, BinaryIO
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from mlopsnb.errors import MlopsnbError
-from mlopsnb.serving import metrics, protocols, stages
-from mlopsnb.serving.errors import BadRequest, DeadlineExceeded, Kind, NotCached, Overloaded
-from mlopsnb.serving.requestlog import RequestLog
-from mlopsnb.serving.routes import Reply, Route, ServedModel, json_reply, plain_error
+from mlopsnb.serving import protocols, stages, tracecontext
+from mlopsnb.serving.errors import BadRequest, DeadlineExceeded, Kind, NotCached, Overloaded, stack
+from mlopsnb.serving.requestlog import RequestLog, Sink
+from mlopsnb.serving.routes import Headers, Reply, Route, ServedModel, json_reply, plain_error
 
 if TYPE_CHECKING:
     from mlopsnb.serving.batcher import Outputs
     from mlopsnb.serving.engine import Engine
+    from mlopsnb.serving.payloads import PayloadLog
     from mlopsnb.serving.stages import Stage
+    from mlopsnb.serving.tracing import RequestSpan, Tracing
     from mlopsnb.tensors import Array
 
 Scope = MutableMapping[str, Any]
@@ -60,7 +62,7 @@ class Call(msgspec.Struct):
     """One request on its way. `rows` is known once the body was decoded.
 
     `told` are headers that go with its answer beside those of every answer; `degraded` says why the fallback
-    answered, if it did.
+    answered, if it did. `trace` is the trace that it belongs to, if it does; `span` what we record of it there.
     """
 
     method: str
@@ -71,6 +73,8 @@ class Call(msgspec.Struct):
     rows: int | None = None
     told: tuple[tuple[bytes, bytes], ...] = ()
     degraded: str = ""
+    trace: tracecontext.Trace | None = None
+    span: RequestSpan | None = None
 
     @property
     def seconds(self) -> float:
@@ -101,12 +105,16 @@ class App:
         name: str,
         version: str,
         max_body_bytes: int,
-        log: BinaryIO,
+        log: Sink,
         request_timeout: float = REQUEST_TIMEOUT,
         stage: Stage | None = None,
+        tracing: Tracing | None = None,
+        payloads: PayloadLog | None = None,
     ) -> None:
         self.draining = False
-        self.log = RequestLog(log)
+        self.log = RequestLog(log, model=name, version=version)
+        self.payloads = payloads
+        self._tracing = tracing
         self.max_body_bytes = max_body_bytes
         self.engine = engine
         self._stage = stage
@@ -134,10 +142,15 @@ class App:
         def ready(ready: bool) -> Reply:
             return json_reply({"name": self._name, "ready": ready}, 200 if ready else 503)
 
-        def expose(ready: bool) -> Reply:
-            return Reply(200, self._metrics.expose(), metrics.CONTENT_TYPE.encode())
+        def expose(headers: Headers) -> Reply:
+            text, content_type = self._metrics.expose(headers.get(b"accept", b"").decode("latin-1"))
+            return Reply(200, text, content_type.encode())
 
-        return {"/healthz": Route(show=live), "/ready": Route(show=ready), "/metrics": Route(show=expose)}
+        return {
+            "/healthz": Route(show=live),
+            "/ready": Route(show=ready),
+            "/metrics": Route(negotiate=expose),
+        }
 
     @property
     def ready(self) -> bool:
@@ -151,7 +164,8 @@ class App:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; `scope` is always of type http."""
-        call = begin(scope["method"], scope["path"], dict(scope["headers"]))
+        fields = scope["headers"]
+        call = begin(scope["method"], scope["path"], dict(fields), fields)
         try:
             reply = await self._respond(call, receive)
         except _ClientLeft:
@@ -173,17 +187,19 @@ class App:
         if route.decode:
             return await self._infer(call, route, receive)
         try:
-            return self._shown(route)
+            return self._shown(route, call)
         except Exception as exc:  # noqa: BLE001  the last line before the wire; the log has the stack
             return self._failed(call, route, exc)
 
     def _failed(self, call: Call, route: Route, exc: Exception) -> Reply:
         status = status_of(exc)
         if status == 500:
-            _log.error("request %s failed", call.request_id, exc_info=exc)
+            _log.error("request %s failed\n%s", call.request_id, stack(exc))
         return Reply(status, route.error(status, _told(exc, call)), headers=_advice(exc))
 
-    def _shown(self, route: Route) -> Reply:
+    def _shown(self, route: Route, call: Call) -> Reply:
+        if route.negotiate is not None:
+            return route.negotiate(call.headers)
         assert route.show is not None
         return route.show(self.ready)
 
@@ -210,15 +226,26 @@ class App:
         ]
         if self.draining:
             headers.append((b"connection", b"close"))
+        if call.trace is not None and call.trace.parent_id:  # who sent none has no use for ours
+            headers.append((b"traceparent", call.trace.traceparent.encode()))
         return headers
 
     def _write_log(self, call: Call, status: int) -> None:
         self.log.write(
-            call.request_id, call.method, call.path, status, call.seconds, call.rows, call.degraded
+            call.request_id,
+            call.method,
+            call.path,
+            status,
+            call.seconds,
+            call.rows,
+            call.degraded,
+            call.trace,
         )
+        if call.span is not None:
+            call.span.end(call, status)
 
     async def _infer(self, call: Call, route: Route, receive: Receive) -> Reply:
-        self._metrics.started()
+        self.started(call)
         status = CLIENT_LEFT
         try:
             reply = await self._predicted(call, route, receive)
@@ -269,6 +296,8 @@ class App:
             except Exception as exc:  # noqa: BLE001  the last line before the wire; the log has the stack
                 reply = self._failed(call, route, exc)
             answer(reply)
+            if self.payloads is not None:
+                self.payloads.write(call, reply.status, request.inputs, outcome)
 
         try:
             loop = asyncio.get_running_loop()
@@ -280,7 +309,13 @@ class App:
             call.rows = request.rows
             if self._stage is None:
                 return self.engine.submit(
-                    request.inputs, request.rows, done, deadline=deadline, loop=loop, at_once=alone
+                    request.inputs,
+                    request.rows,
+                    done,
+                    deadline=deadline,
+                    loop=loop,
+                    at_once=alone,
+                    span=call.span,
                 )
             return self._stage.submit(
                 call, request.inputs, request.rows, done, deadline=deadline, loop=loop, at_once=alone
@@ -298,17 +333,25 @@ class App:
     ) -> Outputs:
         """Let the model answer to decoded inputs; raises what `Engine.infer` raises. For what is not HTTP."""
         if self._stage is None:
-            return (await self.engine.infer(inputs, rows=rows, deadline=deadline)).outputs
+            return (await self.engine.infer(inputs, rows=rows, deadline=deadline, span=call.span)).outputs
         return await stages.infer(self._stage, call, inputs, rows=rows, deadline=deadline)
 
-    def started(self) -> None:
-        """Count a prediction that comes by the fast lane."""
+    def started(self, call: Call) -> None:
+        """Count a prediction that comes, and trace it if that is on."""
         self._metrics.started()
+        if self._tracing is not None:
+            self._tracing.start(call)
 
     def finished(self, call: Call, status: int) -> None:
-        """Count and log a prediction that came by the fast lane."""
+        """Count and log a prediction that came by the fast lane or by gRPC."""
         self._metrics.finished(status, call.seconds)
         self._write_log(call, status)
+
+    def flush_logs(self) -> None:
+        """Write what has gathered for the logs."""
+        self.log.flush()
+        if self.payloads is not None:
+            self.payloads.flush()
 
     def _allowed_seconds(self, headers: Mapping[bytes, bytes]) -> float:
         """Return how long the request may wait: what it says itself, but no longer than we allow."""
@@ -366,11 +409,14 @@ def _advice(exc: Exception) -> tuple[tuple[bytes, bytes], ...]:
     return ()
 
 
-def begin(method: str, path: str, headers: dict[bytes, bytes]) -> Call:
-    """Return a request that has just come."""
+def begin(method: str, path: str, headers: dict[bytes, bytes], fields: Iterable[tuple[bytes, bytes]]) -> Call:
+    """Return a request that has just come. *fields* are the headers as sent, of which *headers* has one a name."""
     given = headers.get(b"x-request-id")
     sane = given is not None and _SANE_ID.fullmatch(given)
-    return Call(method, path, headers, sane.group().decode() if sane else next(_OUR_IDS))
+    call = Call(method, path, headers, sane.group().decode() if sane else next(_OUR_IDS))
+    if b"traceparent" in headers:
+        call.trace = tracecontext.accept(fields)
+    return call
 
 
 async def _until_gone(receive: Receive) -> None:

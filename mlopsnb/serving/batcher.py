@@ -11,7 +11,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 import numpy as np
@@ -20,6 +20,7 @@ from mlopsnb.tensors import Array
 
 if TYPE_CHECKING:
     from mlopsnb.records import Signature
+    from mlopsnb.serving.model import Ran
 
 Outputs = Mapping[str, Array]
 QUEUE_BYTES = 256 << 20
@@ -42,6 +43,13 @@ class Limits:
     max_queue_bytes: int = QUEUE_BYTES
 
 
+class Watcher(Protocol):
+    """Is told of the calls of the model that a request had part in."""
+
+    def ran(self, job: Job, batch: Batch, ran: Ran) -> None:
+        """*job*, or a piece of it, was run in *batch*."""
+
+
 class Job(msgspec.Struct, eq=False):
     """One request. `done` is called once, with its outputs or with what went wrong, unless it was cancelled.
 
@@ -62,6 +70,7 @@ class Job(msgspec.Struct, eq=False):
     weight: int = 0
     parts: dict[int, Outputs] | None = None
     answered: int = 0
+    span: Watcher | None = None
 
 
 class Piece(msgspec.Struct, eq=False):

@@ -19,7 +19,7 @@ import numpy as np
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from mlopsnb.serving.cache import ByRows, Keeping, Store, Whole
-from mlopsnb.serving.errors import ModelFailure, NotCached
+from mlopsnb.serving.errors import ModelFailure, NotCached, stack
 
 if TYPE_CHECKING:
     from mlopsnb.serving.batcher import Job, Outputs
@@ -273,7 +273,13 @@ class Cached:
 
         try:
             flight.job = self.engine.submit(
-                inputs, rows, arrived, deadline=asked.deadline, loop=asked.loop, at_once=at_once
+                inputs,
+                rows,
+                arrived,
+                deadline=asked.deadline,
+                loop=asked.loop,
+                at_once=at_once,
+                span=asked.asker.span,
             )
         except Exception:
             self._landed(flight)
@@ -342,7 +348,13 @@ class Cached:
             self._answer(asked, outcome)
 
         asked.job = self.engine.submit(
-            asked.inputs, asked.rows, arrived, deadline=asked.deadline, loop=asked.loop, at_once=at_once
+            asked.inputs,
+            asked.rows,
+            arrived,
+            deadline=asked.deadline,
+            loop=asked.loop,
+            at_once=at_once,
+            span=asked.asker.span,
         )
 
     def _answer(self, asked: _Asked, outcome: Outputs | Exception) -> None:
@@ -356,7 +368,7 @@ class Cached:
         try:
             asked.done(None, outcome)
         except Exception as exc:  # noqa: BLE001  the others that wait must have their answers all the same
-            _log.error("an answer could not be handed on", exc_info=exc)
+            _log.error("an answer could not be handed on\n%s", stack(exc))
 
 
 def _why(wish: Wish, hits: int, rows: int) -> bytes:

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlopsnb.serving import batcher, cpu, tuning
-from mlopsnb.serving.batcher import Batch, Job, Limits, Outputs, Queue
-from mlopsnb.serving.errors import DeadlineExceeded, ModelFailure, Overloaded, summary
+from mlopsnb.serving.batcher import Batch, Job, Limits, Outputs, Queue, Watcher
+from mlopsnb.serving.errors import DeadlineExceeded, ModelFailure, Overloaded, stack
 from mlopsnb.serving.metrics import Metrics
 from mlopsnb.serving.model import Model, Package, Ran
 from mlopsnb.serving.tuning import Options, Plan
@@ -67,8 +67,8 @@ def _run(model: Model, batch: Batch) -> Ran:
     try:
         return model.run(batch)
     except BaseException as exc:  # noqa: BLE001  a thread that dies would leave its requests unanswered
-        _log.error("a batch failed", exc_info=exc)
-        return Ran(results=[ModelFailure(f"the model's thread failed: {summary(exc)}") for _ in batch])
+        _log.error("a batch failed\n%s", stack(exc))
+        return Ran(results=[ModelFailure(f"the model's thread failed: {type(exc).__name__}") for _ in batch])
 
 
 class Engine:
@@ -103,6 +103,7 @@ class Engine:
         self._timer: asyncio.TimerHandle | None = None
         self._rings = math.inf
         metrics.queue_rows = lambda: self._queue.rows
+        metrics.format = self.manifest.format
 
     @classmethod
     def load(cls, path: Path, options: Options | None = None, metrics: Metrics | None = None) -> Engine:
@@ -153,7 +154,14 @@ class Engine:
         model = self._instances[0].model
         return model.call(model.golden)
 
-    async def infer(self, inputs: Mapping[str, Array], *, rows: int, deadline: float | None = None) -> Answer:
+    async def infer(
+        self,
+        inputs: Mapping[str, Array],
+        *,
+        rows: int,
+        deadline: float | None = None,
+        span: Watcher | None = None,
+    ) -> Answer:
         """Run the model on *inputs*, which fit the signature and have *rows* rows; *deadline* is loop time.
 
         Raises `BadRequest` (rejected) if the model fails on them alone, `ModelFailure` if it fails altogether,
@@ -171,7 +179,7 @@ class Engine:
             else:
                 future.set_result(Answer(outputs=outcome, seconds=job.seconds))
 
-        job = self.submit(inputs, rows, done, deadline=deadline, loop=loop)
+        job = self.submit(inputs, rows, done, deadline=deadline, loop=loop, span=span)
         try:
             return await future
         except asyncio.CancelledError:
@@ -192,14 +200,16 @@ class Engine:
         deadline: float | None,
         loop: asyncio.AbstractEventLoop,
         at_once: bool = False,
+        span: Watcher | None = None,
     ) -> Job:
         """Let the model run on *inputs* and then call *done* on *loop*, on which this is called; see `infer`.
 
         With *at_once* nobody else can come in this turn of the loop, so that there is nothing to wait for.
+        *span* is told of the calls before *done* is.
         Raises `Overloaded`; all other errors are told to *done*.
         """
         self._loop = loop
-        job = Job(inputs, rows, done, deadline, loop.time(), time.perf_counter())
+        job = Job(inputs, rows, done, deadline, loop.time(), time.perf_counter(), span=span)
         if not self._queue.push(job):
             raise self._overloaded()
         if self._idle and not self._pump_is_due:
@@ -287,13 +297,15 @@ class Engine:
         for piece, outcome in zip(batch, ran.results, strict=True):
             job = piece.job
             job.seconds += ran.seconds
+            if job.span is not None:
+                job.span.ran(job, batch, ran)
             try:
                 if piece.whole or isinstance(outcome, Exception):
                     settle(job, outcome)
                 elif batcher.gather(piece, outcome):
                     settle(job, _assembled(job))
             except Exception as exc:  # noqa: BLE001  the others in the batch must have their answers all the same
-                _log.error("an answer could not be handed on", exc_info=exc)
+                _log.error("an answer could not be handed on\n%s", stack(exc))
 
     def _stop_joining(self) -> None:
         """Run each request alone from now on: what the self-test saw no longer holds."""

@@ -217,7 +217,9 @@ class WithFallback:
 
         def arrived(job: object, outcome: Outputs | Exception) -> None:
             if isinstance(outcome, Exception):
-                _log.warning("the fallback did not answer (%s) after: %s", outcome, cause)
+                _log.warning(  # their words may show values of the request
+                    "the fallback did not answer either: %s after %s", type(outcome).__name__, reason
+                )
                 asked.done(job, cause)
                 return
             self._answered[reason] += 1
@@ -227,7 +229,12 @@ class WithFallback:
 
         try:
             asked.spare_job = self._spare.submit(
-                asked.inputs, asked.rows, arrived, deadline=deadline, loop=asked.loop
+                asked.inputs,
+                asked.rows,
+                arrived,
+                deadline=deadline,
+                loop=asked.loop,
+                span=asked.asker.span,
             )
         except Overloaded:
             asked.done(None, cause)

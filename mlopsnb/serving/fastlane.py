@@ -21,6 +21,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from mlopsnb.serving.app import CLIENT_LEFT, begin
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
     from mlopsnb.serving.app import App
@@ -135,8 +137,8 @@ class Exchange:
     )
     message_event = _NobodyWaits()
 
-    def __init__(self, head: Head) -> None:
-        self.call = begin("POST", head.path, head.headers)
+    def __init__(self, head: Head, fields: Iterable[tuple[bytes, bytes]]) -> None:
+        self.call = begin("POST", head.path, head.headers, fields)
         self.route = head.route
         self.keep_alive = head.keep_alive
         self.body: list[bytes] = []
@@ -211,9 +213,9 @@ class FastLane(HttpToolsProtocol):
             self.heads[text] = head
 
     def _begin(self, head: Head) -> Exchange:
-        exchange = Exchange(head)
+        exchange = Exchange(head, self.headers)  # of a head that was kept, nobody asks for the fields
         self._exchange = self.cycle = exchange  # type: ignore[assignment]
-        self.app_.started()
+        self.app_.started(exchange.call)
         return exchange
 
     def _is_alone(self) -> bool:
@@ -272,7 +274,7 @@ class FastLane(HttpToolsProtocol):
         app.finished(call, reply.status)
         start = self.starts.of(reply, self.server_state.default_headers)
         keeps = exchange.keep_alive
-        if keeps and not reply.headers and not app.draining:
+        if keeps and not reply.headers and not app.draining and call.trace is None:
             own = b"content-length: %d\r\nx-request-id: %b\r\n" % (len(reply.body), call.request_id.encode())
         else:
             headers = app.own_headers(call, reply)

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import version as distribution_version
 
 from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import (
     CounterMetricFamily,
     GaugeMetricFamily,
     HistogramMetricFamily,
+    InfoMetricFamily,
     Metric,
 )
 from prometheus_client.registry import Collector
-
-CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _FINE_SECONDS = (0.00001, 0.000025, 0.00005, 0.0001, 0.00025, *_SECONDS)
@@ -54,7 +54,8 @@ class _Histogram:
 class Metrics(Collector):
     """The counters of one server; each series has the labels `model_name` and `model_version`.
 
-    `also` are those who count for themselves: each is given these labels and returns its families.
+    `queue_rows` tells what waits, `format` is the model's; whoever loads the model sets both. `also` are those who
+    count for themselves: each is given these labels and returns its families.
     """
 
     def __init__(self, name: str, version: str) -> None:
@@ -67,6 +68,7 @@ class Metrics(Collector):
         self._model = _Histogram(_FINE_SECONDS)
         self.queue_rows: Callable[[], int] = lambda: 0
         self.also: list[Callable[[Mapping[str, str]], Iterable[Metric]]] = []
+        self.format = ""
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         self._registry.register(self)
@@ -95,6 +97,11 @@ class Metrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield every family, as prometheus_client asks for."""
         names, values = list(self._labels), list(self._labels.values())
+        build = InfoMetricFamily(
+            "mlopsnb_build", "The server's version and the format of its model.", labels=names
+        )
+        build.add_metric(values, {"version": distribution_version("mlopsnb"), "format": self.format})
+        yield build
         requests = CounterMetricFamily(
             "mlopsnb_request", "Prediction requests by status code.", labels=[*names, "code"]
         )
@@ -122,6 +129,7 @@ class Metrics(Collector):
         for families in self.also:
             yield from families(self._labels)
 
-    def expose(self) -> bytes:
-        """Return all of it in Prometheus' text format."""
-        return generate_latest(self._registry)
+    def expose(self, accept: str = "") -> tuple[bytes, str]:
+        """Return all of it and its content type: Prometheus' text format, or OpenMetrics if *accept* asks for it."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self._registry), content_type

@@ -29,11 +29,13 @@ if TYPE_CHECKING:
 class Ran:
     """What came of a batch: for each piece its outputs or why there are none, and the calls: rows and seconds.
 
+    `begin` is when it began, on the clock that times it, and `seconds` all that it took.
     `joinable` is false when the outputs of the whole batch did not follow its rows.
     """
 
     results: list[Outputs | Exception] = field(default_factory=list)
     calls: list[tuple[int, float]] = field(default_factory=list)
+    begin: float = 0.0
     seconds: float = 0.0
     joinable: bool = True
 
@@ -121,7 +123,7 @@ class Model:
     def run(self, batch: Batch) -> Ran:
         """Run the pieces of *batch* in one call; if that fails, one by one, so that only the guilty one fails."""
         ran = Ran()
-        begin = time.perf_counter()
+        ran.begin = time.perf_counter()
         if len(batch) > 1:
             try:
                 outputs = self._timed(batcher.joined(batch), sum(p.stop - p.start for p in batch), ran)
@@ -132,7 +134,7 @@ class Model:
                 pass
         if not ran.results:
             ran.results = [self._alone(batch, index, ran) for index in range(len(batch))]
-        ran.seconds = time.perf_counter() - begin
+        ran.seconds = time.perf_counter() - ran.begin
         return ran
 
     def _alone(self, batch: Batch, index: int, ran: Ran) -> Outputs | Exception:

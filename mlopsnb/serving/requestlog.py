@@ -10,69 +10,50 @@ import logging
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import BinaryIO
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import orjson
 
+if TYPE_CHECKING:
+    from mlopsnb.serving.tracecontext import Trace
+
 FLUSH_SECONDS = 0.05
 _MOST_LINES = 200
-_Noted = tuple[int, str, str, str, int, float, int | None, str]
+_Noted = tuple[int, str, str, str, int, float, int | None, str, "Trace | None"]
+_Item = TypeVar("_Item")
 _log = logging.getLogger("mlopsnb.serving")
 
 
-class RequestLog:
-    """Writes to *file*, from the event loop alone; stops for good if nobody can take it any more."""
+class Sink(Protocol):
+    """What lines are written to: a file, or what stands for one."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file: BinaryIO | None = file
-        self._noted: list[_Noted] = []
+    def write(self, data: bytes, /) -> object:
+        """Take whole lines."""
+
+    def flush(self) -> object:
+        """Hand on what was taken."""
+
+
+class Gathered(Generic[_Item]):
+    """Notes items and writes them to *file* together, from the event loop alone; stops for good if that fails."""
+
+    _called = "log"
+
+    def __init__(self, file: Sink) -> None:
+        self._file: Sink | None = file
+        self._noted: list[_Item] = []
         self._flush_is_due = False
-        self._second = 0
-        self._stamp = ""
 
-    def write(
-        self,
-        request_id: str,
-        method: str,
-        path: str,
-        status: int,
-        seconds: float,
-        rows: int | None,
-        fallback: str = "",
-    ) -> None:
-        """Note one request; *fallback* is why the fallback answered, if it did."""
-        if self._file is None:
-            return
-        self._noted.append((time.time_ns(), request_id, method, path, status, seconds, rows, fallback))
+    def _note(self, item: _Item) -> None:
+        self._noted.append(item)
         if not self._flush_is_due:
             self._flush_is_due = True
             asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
         elif len(self._noted) >= _MOST_LINES:
             self._write_out()
 
-    def _lines(self, noted: Iterable[_Noted]) -> Iterable[bytes]:
-        """Write lines one behind the other, which takes half the time of one here and one there."""
-        for when, request_id, method, path, status, seconds, rows, fallback in noted:
-            line = {
-                "time": self._stamped(when),
-                "request_id": request_id,
-                "method": method,
-                "path": path[:200],
-                "status": status,
-                "duration_ms": round(seconds * 1000, 3),
-                "rows": rows,
-            }
-            if fallback:
-                line["fallback"] = fallback
-            yield orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
-
-    def _stamped(self, when: int) -> str:
-        """Return the time *when* to the millisecond; what is above a second is written once a second."""
-        second, rest = divmod(when, 1_000_000_000)
-        if second != self._second:
-            self._second = second
-            self._stamp = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-        return f"{self._stamp}.{rest // 1_000_000:03d}+00:00"
+    def _lines(self, noted: Iterable[_Item]) -> Iterable[bytes]:
+        raise NotImplementedError
 
     def flush(self) -> None:
         """Write what has gathered."""
@@ -88,4 +69,66 @@ class RequestLog:
             self._file.flush()
         except OSError as exc:
             self._file = None
-            _log.warning("the request log is closed: %s", exc)
+            _log.warning("the %s is closed: %s", self._called, exc)
+
+
+class RequestLog(Gathered[_Noted]):
+    """Writes a line a request; all of them name the *model* and its *version*."""
+
+    _called = "request log"
+
+    def __init__(self, file: Sink, *, model: str, version: str) -> None:
+        super().__init__(file)
+        self._model, self._version = model, version
+        self._clock = Clock()
+
+    def write(
+        self,
+        request_id: str,
+        method: str,
+        path: str,
+        status: int,
+        seconds: float,
+        rows: int | None,
+        fallback: str = "",
+        trace: Trace | None = None,
+    ) -> None:
+        """Note one request; *fallback* is why the fallback answered, if it did."""
+        if self._file is not None:
+            self._note((time.time_ns(), request_id, method, path, status, seconds, rows, fallback, trace))
+
+    def _lines(self, noted: Iterable[_Noted]) -> Iterable[bytes]:
+        """Write lines one behind the other, which takes half the time of one here and one there."""
+        for when, request_id, method, path, status, seconds, rows, fallback, trace in noted:
+            line = {
+                "time": self._clock.stamp(when),
+                "request_id": request_id,
+                "method": method,
+                "path": path[:200],
+                "status": status,
+                "duration_ms": round(seconds * 1000, 3),
+                "rows": rows,
+                "model": self._model,
+                "version": self._version,
+            }
+            if fallback:
+                line["fallback"] = fallback
+            if trace is not None:
+                line["trace_id"], line["span_id"] = trace.trace_id, trace.span_id
+            yield orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+
+
+class Clock:
+    """Writes times; what is above a second is written once a second."""
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._stamp = ""
+
+    def stamp(self, when: int) -> str:
+        """Return the time *when*, in nanoseconds since 1970, to the millisecond."""
+        second, rest = divmod(when, 1_000_000_000)
+        if second != self._second:
+            self._second = second
+            self._stamp = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        return f"{self._stamp}.{rest // 1_000_000:03d}+00:00"

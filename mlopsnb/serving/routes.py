@@ -57,6 +57,9 @@ class Prediction(msgspec.Struct, frozen=True):
 Show = Callable[[bool], Reply]
 """Answers a GET; is told whether the model is ready."""
 
+Negotiate = Callable[[Headers], Reply]
+"""Answers a GET in the form that its headers ask for."""
+
 Decode = Callable[[bytes, Headers], Prediction]
 """Reads a POST's body; raises nothing but `BadRequest`."""
 
@@ -71,16 +74,17 @@ def plain_error(status: int, message: str) -> bytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """One path: what it shows, or how it predicts."""
+    """One path: what it shows, be it in the form that the headers ask for, or how it predicts."""
 
     show: Show | None = None
+    negotiate: Negotiate | None = None
     decode: Decode | None = None
     error: ErrorForm = plain_error
 
     @property
     def methods(self) -> tuple[str, ...]:
         """The HTTP methods that it takes."""
-        return ("GET", "HEAD") if self.show is not None else ("POST",)
+        return ("POST",) if self.decode is not None else ("GET", "HEAD")
 
 
 def json_reply(content: object, status: int = 200) -> Reply:

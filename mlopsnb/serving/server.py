@@ -126,7 +126,7 @@ class Server(uvicorn.Server):
         while self.server_state.connections or self.server_state.tasks:
             self._close_idle(abort=loop.time() > deadline + _FLUSH_SECONDS)
             await asyncio.sleep(_TICK)
-        self._app.log.flush()
+        self._app.flush_logs()
 
     def _close_idle(self, *, abort: bool) -> None:
         """Close the connections that owe no answer: none was asked for, or the request is not whole yet.

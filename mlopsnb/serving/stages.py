@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
-    from mlopsnb.serving.batcher import Outputs
+    from mlopsnb.serving.batcher import Outputs, Watcher
     from mlopsnb.serving.engine import Engine
     from mlopsnb.tensors import Array
 
@@ -33,6 +33,10 @@ class Asker(Protocol):
     @property
     def headers(self) -> Mapping[bytes, bytes]:
         """The request's headers, their names in lower case."""
+
+    @property
+    def span(self) -> Watcher | None:
+        """Who is told of the calls of a model that are made for it."""
 
 
 class Stage(Protocol):
@@ -112,7 +116,9 @@ class Direct:
         at_once: bool = False,
     ) -> object:
         """Let the model run."""
-        return self.engine.submit(inputs, rows, done, deadline=deadline, loop=loop, at_once=at_once)
+        return self.engine.submit(
+            inputs, rows, done, deadline=deadline, loop=loop, at_once=at_once, span=asker.span
+        )
 
 
 async def infer(

@@ -75,10 +75,7 @@ class Process:
 
     def logs(self, name: str, revision_id: int) -> Iterator[str]:
         """Yield the lines that the revision's process has written so far."""
-        path = self._files(name).revision(revision_id).log
-        with contextlib.suppress(FileNotFoundError), path.open(encoding="utf-8", errors="replace") as file:
-            for line in file:
-                yield line.rstrip("\n")
+        return self._files(name).revision(revision_id).lines()
 
     def _files(self, name: str) -> ReleaseFiles:
         return ReleaseFiles(self.root / name)
@@ -248,6 +245,7 @@ class _Launch:
             ),  # -P: not from the notebook's folder
             *("--name", self.name, "--version", _model_version(self.revision)),
             *("--uds", str(self.files.http), "--control", str(self.files.control)),
+            *("--log-file", str(self.files.log)),  # the same as descriptors 1 and 2, which it keeps bounded
             *("--ready-fd", str(_CHILD_READY_FD), "--alive-fd", str(_CHILD_ALIVE_FD)),
             *(("--cache-bytes", str(self.revision.cache_bytes)) if self.revision.cache_bytes else ()),
             *(("--fallback", str(self.revision.fallback)) if self.revision.fallback else ()),

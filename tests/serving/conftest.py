@@ -230,7 +230,8 @@ class Runtime:
 @pytest.fixture(scope="session")
 def environment(format_path):
     path = os.pathsep.join(filter(None, (str(format_path), os.environ.get("PYTHONPATH"))))
-    return {**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "error"}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
+    return {**inherited, "PYTHONPATH": path, "PYTHONWARNINGS": "error"}
 
 
 @pytest.fixture

@@ -96,6 +96,7 @@ class Asker:
     headers: dict = field(default_factory=dict)
     told: tuple = ()
     degraded: str = ""
+    span: None = None
 
 
 @pytest.fixture

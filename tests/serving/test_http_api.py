@@ -241,7 +241,7 @@ def test_the_log_has_one_line_a_request_and_no_payload(served, body):
     served.infer(body(x={"data": ["secret"]}), {"x-request-id": "three"})
     served.stop()
     lines = [json.loads(line) for line in served.log_lines]
-    keys = ["time", "request_id", "method", "path", "status", "duration_ms", "rows"]
+    keys = ["time", "request_id", "method", "path", "status", "duration_ms", "rows", "model", "version"]
     assert [list(line) for line in lines] == [keys] * 3
     assert [(r["request_id"], r["method"], r["path"], r["status"], r["rows"]) for r in lines] == [
         ("one", "POST", "/v2/models/affine/infer", 200, 2),

@@ -5,10 +5,33 @@ import subprocess
 import sys
 
 MODULES = [
-    *("app", "batcher", "binary", "cpu", "engine", "errors", "fastlane", "handover", "listen", "metrics"),
-    *("model", "protocols", "requestlog", "routes", "server", "tuning", "v2", "values", "__main__"),
+    *(
+        "app",
+        "batcher",
+        "binary",
+        "cpu",
+        "engine",
+        "errors",
+        "fastlane",
+        "handover",
+        "listen",
+        "logfile",
+        "metrics",
+    ),
+    *(
+        "model",
+        "payloads",
+        "protocols",
+        "requestlog",
+        "routes",
+        "server",
+        "tracecontext",
+        "tracing",
+        "tuning",
+    ),
+    *("v2", "values", "__main__"),
 ]
-HEAVY = {"torch", "tensorflow", "mlflow", "IPython", "pandas", "httpx"}
+HEAVY = {"opentelemetry", "torch", "tensorflow", "mlflow", "IPython", "pandas", "httpx"}
 NOTEBOOK_SIDE = {f"mlopsnb.{name}" for name in ("notebook", "flow", "targets", "tracking", "monitoring")}
 
 

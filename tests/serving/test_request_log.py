@@ -23,7 +23,7 @@ def test_lines_are_written_together_and_soon():
     file = Counted()
 
     async def run():
-        log = RequestLog(file)
+        log = RequestLog(file, model="m", version="1")
         for n in range(10):
             log.write(f"id{n}", "POST", "/p" * 300, 200, 0.00123456, n)
         assert file.writes == 0
@@ -40,6 +40,8 @@ def test_lines_are_written_together_and_soon():
         "status": 200,
         "duration_ms": 1.235,
         "rows": 3,
+        "model": "m",
+        "version": "1",
     }
     moment = datetime.fromisoformat(lines[0]["time"])
     assert abs((datetime.now(UTC) - moment).total_seconds()) < 10
@@ -49,7 +51,7 @@ def test_many_lines_do_not_gather_for_long():
     file = Counted()
 
     async def run():
-        log = RequestLog(file)
+        log = RequestLog(file, model="m", version="1")
         for n in range(2500):
             log.write(f"id{n}", "GET", "/", 200, 0.0, None)
         assert file.writes == 12
@@ -65,7 +67,7 @@ def test_a_log_that_nobody_takes_is_given_up(caplog):
             raise OSError("no space left")
 
     async def run():
-        log = RequestLog(Full())
+        log = RequestLog(Full(), model="m", version="1")
         for _ in range(2):
             log.write("id", "GET", "/", 200, 0.0, None)
             log.flush()

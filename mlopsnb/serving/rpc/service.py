@@ -15,7 +15,7 @@ import grpc
 from mlopsnb.errors import MlopsnbError
 from mlopsnb.serving import v2
 from mlopsnb.serving.app import CLIENT_LEFT, begin, status_of
-from mlopsnb.serving.errors import CannotListen
+from mlopsnb.serving.errors import CannotListen, stack
 from mlopsnb.serving.protocols.open_inference import server_metadata
 from mlopsnb.serving.rpc import codec
 from mlopsnb.serving.rpc.messages import METHODS, SERVICE, message
@@ -114,17 +114,21 @@ class _Service:
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:
         await self._check_name(request.model_name, request.model_version, context)
-        call = begin("gRPC", f"/{SERVICE}/ModelInfer", _headers(context))
+        headers = _headers(context)
+        call = begin("gRPC", f"/{SERVICE}/ModelInfer", dict(headers), headers)
         status = CLIENT_LEFT  # unless we come to an answer
         response = None
-        self._app.started()
+        self._app.started(call)
+        if call.trace is not None and call.trace.parent_id:
+            call.told = ((b"traceparent", call.trace.traceparent.encode()),)
+            context.set_trailing_metadata((("traceparent", call.trace.traceparent),))
         try:
             response = await self._infer(call, request, context)
             status = 200
         except Exception as exc:  # noqa: BLE001  the last line before the wire; the log has the stack
             status = status_of(exc)
             if status == 500:
-                _log.error("request %s failed", call.request_id, exc_info=exc)
+                _log.error("request %s failed\n%s", call.request_id, stack(exc))
             code = _STATUSES.get(status, grpc.StatusCode.INVALID_ARGUMENT)
             await context.abort(code, _told(exc, call))
         finally:
@@ -147,15 +151,23 @@ class _Service:
         served = self._served
         wanted = codec.decode(request, served.signature)
         call.rows = wanted.rows
-        outputs = await self._app.infer(call, wanted.inputs, rows=wanted.rows, deadline=deadline)
+        payloads = self._app.payloads
+        try:
+            outputs = await self._app.infer(call, wanted.inputs, rows=wanted.rows, deadline=deadline)
+        except Exception as exc:
+            if payloads is not None:
+                payloads.write(call, status_of(exc), wanted.inputs, exc)
+            raise
+        if payloads is not None:
+            payloads.write(call, 200, wanted.inputs, outputs)
         if call.told:
             context.set_trailing_metadata(tuple((name.decode(), value) for name, value in call.told))
         return codec.encode(wanted, outputs, name=served.name, version=served.version)
 
 
-def _headers(context: Any) -> dict[bytes, bytes]:
+def _headers(context: Any) -> list[tuple[bytes, bytes]]:
     """Return the metadata of a call as HTTP's headers are kept."""
-    return {k.encode(): v if isinstance(v, bytes) else v.encode() for k, v in context.invocation_metadata()}
+    return [(k.encode(), v if isinstance(v, bytes) else v.encode()) for k, v in context.invocation_metadata()]
 
 
 def _told(exc: Exception, call: Call) -> str:
