@@ -91,7 +91,8 @@ class UnsupportedModel(UserError):
         who = f"format {asked!r} does not accept" if asked else "no installed format accepts"
         super().__init__(
             f"{who} {cls.__module__}.{cls.__qualname__}",
-            hint=supported or "give a torch.nn.Module, a Keras model or a tf.Module",
+            hint=supported
+            or "give a torch.nn.Module, a Keras model, a tf.Module or a scikit-learn estimator",
         )
 
 

@@ -54,10 +54,11 @@ def export(
 
     Args:
         model: a `torch.nn.Module` (in any mode; it is exported in eval mode and left as it was), a Keras
-            model, or a callable `tf.Module`.
+            model, a callable `tf.Module`, a fitted scikit-learn estimator, an `onnx.ModelProto`, or the path of a
+            `.onnx` file.
         example: a few rows that the model can predict on: an array, tensor or DataFrame of shape
             (rows, …), or a dict or tuple of them if the model has several inputs. Its first 64 rows count.
-        format: `torchscript`, `torch_export` or `savedmodel`; by default the fastest that fits.
+        format: `torchscript`, `torch_export`, `savedmodel` or `onnx`; by default the first of these that fits.
         into: a directory to make; by default one in the cache, named by the content's digest.
         tolerance: how much an output may differ, see `mlopsnb.parity`; by default 1e-4 for float32.
 

@@ -1,8 +1,9 @@
 """The proof that an export answers as its original does. Compares two callables on named arrays; knows no framework.
 
-An element may differ by ``tolerance * (|original| + rms) + 1e-8``, where `rms` is the root mean square over the
-rows of that position of the output: a value near zero is judged by what its position usually holds, and a small
-output column is not excused by a large one beside it. Whole numbers, booleans and text must be equal. NaN equals NaN.
+An element may differ by ``tolerance * (|original| + rms) + 1e-8``, where `rms` is the root mean square of that
+position of the output, over the rows of the case or of the example, whichever is larger: a value near zero is judged
+by what its position usually holds, also where it is the only row, and a small output column is not excused by a large
+one beside it. Whole numbers, booleans and text must be equal. NaN equals NaN.
 """
 
 from __future__ import annotations
@@ -193,6 +194,7 @@ def prove(
     """
     checks: list[ParityCheck] = []
     refused: list[str] = []
+    usual: Arrays = {}
     for case in cases(inputs):
         try:
             wanted = original(case.inputs)
@@ -208,7 +210,10 @@ def prove(
             else:
                 checks.append(_refused(case, exc))
             continue
-        checks += _compare(case.name, wanted, found, _coarsest(case.inputs), tolerance)
+        usual = usual or {
+            name: _rms(a) for name, a in wanted.items() if a.dtype.kind == "f"
+        }  # of the example
+        checks += _compare(case.name, wanted, found, _coarsest(case.inputs), tolerance, usual)
     if refused:
         notes = (*notes, f"the original takes {', '.join(refused)} too, the export does not")
     timed = take_rows(inputs, min(rows_of(inputs), _TIMED_ROWS))
@@ -283,13 +288,25 @@ def _coarsest(arrays: Arrays) -> str:
 
 
 def _compare(
-    case: str, wanted: Arrays, found: Arrays, coarsest: str, tolerance: float | None
+    case: str,
+    wanted: Arrays,
+    found: Arrays,
+    coarsest: str,
+    tolerance: float | None,
+    usual: Arrays | None = None,
 ) -> list[ParityCheck]:
     missing = [name for name in wanted if name not in found] + [name for name in found if name not in wanted]
     if missing:
         return [_unequal(f"{case}, which only one of the two returns", name) for name in missing]
     return [
-        _compare_output(case, name, (a, found[name]), coarsest=coarsest, tolerance=tolerance)
+        _compare_output(
+            case,
+            name,
+            (a, found[name]),
+            coarsest=coarsest,
+            tolerance=tolerance,
+            usual=(usual or {}).get(name),
+        )
         for name, a in wanted.items()
     ]
 
@@ -300,7 +317,13 @@ def _unequal(case: str, name: str) -> ParityCheck:
 
 
 def _compare_output(
-    case: str, name: str, pair: tuple[Array, Array], *, coarsest: str, tolerance: float | None
+    case: str,
+    name: str,
+    pair: tuple[Array, Array],
+    *,
+    coarsest: str,
+    tolerance: float | None,
+    usual: Array | None,
 ) -> ParityCheck:
     wanted, found = pair
     if wanted.shape != found.shape or dtype_name(wanted) != dtype_name(found):
@@ -323,7 +346,7 @@ def _compare_output(
         error = np.where(same, 0.0, np.abs(a - b))
         error = np.where(np.isnan(error), np.inf, error)
         relative = np.where(error > 0, error / np.abs(a), 0.0)
-        allowed = _allowed(a, wanted.dtype.name, coarsest, tolerance)
+        allowed = _allowed(a, wanted.dtype.name, coarsest, tolerance, usual)
         excess = np.where(error > 0, error / allowed, 0.0)
     excess = np.where(np.isnan(excess), np.inf, excess)
     at = tuple(int(i) for i in np.unravel_index(int(excess.argmax()), excess.shape))
@@ -339,14 +362,25 @@ def _compare_output(
     )
 
 
-def _allowed(a: Array, dtype: str, coarsest: str, tolerance: float | None) -> Array:
-    """Return how much each element of the original output *a* may differ by."""
+def _allowed(
+    a: Array, dtype: str, coarsest: str, tolerance: float | None, usual: Array | None = None
+) -> Array:
+    """Return how much each element of the original output *a* may differ by; *usual* is the `_rms` of the example's."""
     if dtype not in TOLERANCE:
         return np.zeros_like(a)  # whole numbers and booleans are equal or wrong
     size = np.where(np.isfinite(a), np.abs(a), 0.0)
-    rms = np.sqrt(np.mean(np.square(size), axis=0, keepdims=True)) if a.ndim else size
+    rms = _rms(a)
+    if usual is not None and usual.shape == rms.shape:
+        rms = np.maximum(rms, usual)
     rtol = tolerance if tolerance is not None else max(TOLERANCE[dtype], TOLERANCE[coarsest])
     return np.asarray(rtol * (size + rms) + _FLOOR)
+
+
+def _rms(array: Array) -> Array:
+    """Return the root mean square over the rows of each position, what is not finite left out as 0."""
+    a = array.astype("float64")
+    size = np.where(np.isfinite(a), np.abs(a), 0.0)
+    return np.asarray(np.sqrt(np.mean(np.square(size), axis=0, keepdims=True)) if a.ndim else size)
 
 
 def _milliseconds(predict: Predict, inputs: Arrays) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 Tensors = Mapping[str, "np.ndarray[Any, Any]"]
 Predict = Callable[[Tensors], Tensors]
+
+THREADS: ContextVar[int] = ContextVar("THREADS", default=0)
+"""The threads that a call of the model may use, for a format that has to say so in `load`; 0: as its framework likes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

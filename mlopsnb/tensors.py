@@ -157,7 +157,8 @@ def _frame_values(frame: Any, where: str) -> Array:
     if bad:
         raise UserError(
             f"{where} has columns that are not numbers: {', '.join(bad)}",
-            hint="encode them as the model was trained, or give a dict of arrays, one for each input",
+            hint="encode them as the model was trained, or, if it takes them so, give one input for each column: "
+            "dict(frame)",
         )
     nullable = any(not isinstance(dtype, np.dtype) for dtype in frame.dtypes)
     values = frame.to_numpy(dtype="float64", na_value=np.nan) if nullable else frame.to_numpy()

@@ -170,8 +170,7 @@ def _trace(bound: Bound) -> tuple[Any, ExportError | str | None, str]:
             raise
         except Exception as exc:  # noqa: BLE001  forward is the user's code and may raise anything
             return None, telling_line(exc, first=True), ""
-    told = [w for w in caught if issubclass(w.category, torch.jit.TracerWarning) and not _of_torch(w)]
-    return traced, _difference(bound, traced), _place(told[0]) if told else ""
+    return traced, _difference(bound, traced), branch_told(caught)
 
 
 def _script(bound: Bound) -> tuple[Any, ExportError | str | None]:
@@ -200,6 +199,13 @@ def _difference(bound: Bound, module: Any) -> ExportError | None:
     outputs = tuple(bound.predict(bound.inputs))
     exported = torch_binding.runner(module, tuple(bound.inputs), outputs)
     return parity.failure(parity.prove(bound.predict, exported, bound.inputs))
+
+
+def branch_told(caught: list[warnings.WarningMessage]) -> str:
+    """Return where a trace turned a tensor into a Python value, by the warnings it gave; nothing if it did not."""
+    torch = need("torch", extra="torch")
+    told = [w for w in caught if issubclass(w.category, torch.jit.TracerWarning) and not _of_torch(w)]
+    return _place(told[0]) if told else ""
 
 
 def _of_torch(warning: warnings.WarningMessage) -> bool:

@@ -135,7 +135,7 @@ def _input_example(inputs: Mapping[str, Any]) -> Any:
 
 
 def _add_native_flavor(mlflow_model: Any, artifact: Artifact, root: Path) -> str | None:
-    """Let `mlflow.pytorch` or `mlflow.tensorflow` load the package's own files.
+    """Let `mlflow.pytorch`, `mlflow.tensorflow` or `mlflow.onnx` load the package's own files.
 
     Returns the directory that `mlflow.pytorch` reads, if it can read this format.
     """
@@ -157,6 +157,16 @@ def _add_native_flavor(mlflow_model: Any, artifact: Artifact, root: Path) -> str
             return _DATA_DIR
         case "savedmodel":
             mlflow_model.add_flavor("tensorflow", model_type="tf2-module", saved_model_dir=model, code=None)
+            return None
+        case "onnx":
+            mlflow_model.add_flavor(
+                "onnx",
+                data=f"{model}/model.onnx",
+                onnx_version=version("onnx"),
+                providers=["CPUExecutionProvider"],
+                onnx_session_options=None,
+                code=None,
+            )
             return None
         case _:  # a third party's format: our own loader serves it
             return None

@@ -84,6 +84,35 @@ def tf_module():
     return Module()
 
 
+def sklearn_table():
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression().fit(A, [0, 1, 0, 1, 1])
+
+
+def sklearn_columns():
+    from sklearn.compose import make_column_transformer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+    encode = make_column_transformer(
+        (StandardScaler(), ["age"]), (OneHotEncoder(handle_unknown="ignore"), ["city"])
+    )
+    return make_pipeline(encode, LogisticRegression()).fit(pd.DataFrame(PEOPLE), ["yes", "no", "yes"])
+
+
+def onnx_graph():
+    import onnx
+
+    make = onnx.helper
+    nodes = [make.make_node("MatMul", ["a", "w"], ["m"]), make.make_node("Add", ["m", "b"], ["sum"])]
+    values = [make.make_tensor_value_info(k, 1, ["n", size]) for k, size in (("a", 4), ("b", 3), ("sum", 3))]
+    weights = [onnx.numpy_helper.from_array(RNG.normal(size=(4, 3)).astype("float32"), "w")]
+    graph = make.make_graph(nodes, "graph", values[:2], values[2:], weights)
+    return make.make_model(graph, opset_imports=[make.make_opsetid("", 20)], ir_version=10)
+
+
 def tf_text():
     import tensorflow as tf
 
@@ -97,10 +126,11 @@ def tf_text():
 BOTH = (A, B)
 NAMED = {"b": B, "a": A}
 IDS = np.array([[1, 2], [3, 4], [49, 0]])
+PEOPLE = {"age": np.array([20, 30, 40]), "city": np.array(["Oslo", "Rom", "Rom"], dtype=object)}
 CASES = [
     *(
         pytest.param(fmt, model, example, inputs, id=f"{fmt}-{name}")
-        for fmt in ("torchscript", "torch_export")
+        for fmt in ("torchscript", "torch_export", "onnx")
         for name, model, example, inputs in [
             ("array", One, A, ["x"]),
             ("float64", One, A.astype("float64"), ["x"]),
@@ -119,13 +149,18 @@ CASES = [
     pytest.param("savedmodel", keras_several, {"a": A, "b": B}, ["a", "b"], id="savedmodel-keras dict"),
     pytest.param("savedmodel", tf_module, BOTH, ["a", "b"], id="savedmodel-module"),
     pytest.param("savedmodel", tf_module, {"a": A, "b": B}, ["a", "b"], id="savedmodel-module keywords"),
+    pytest.param("onnx", sklearn_table, A.astype("float64"), ["X"], id="onnx-sklearn"),
+    pytest.param("onnx", sklearn_table, FRAME, ["X"], id="onnx-sklearn frame"),
+    pytest.param("onnx", sklearn_columns, PEOPLE, ["age", "city"], id="onnx-sklearn columns"),
+    pytest.param("onnx", onnx_graph, BOTH, ["a", "b"], id="onnx-graph"),
+    pytest.param("onnx", onnx_graph, NAMED, ["a", "b"], id="onnx-graph dict"),
     pytest.param("savedmodel", tf_text, np.array(["a", "bc"]), ["text"], id="savedmodel-text"),
 ]
 
 
 def test_every_installed_format_is_tested():
-    assert set(plugins.available("format")) >= {"savedmodel", "torch_export", "torchscript"}
-    assert {case.values[0] for case in CASES} == {"savedmodel", "torch_export", "torchscript"}
+    assert set(plugins.available("format")) >= {"onnx", "savedmodel", "torch_export", "torchscript"}
+    assert {case.values[0] for case in CASES} == {"onnx", "savedmodel", "torch_export", "torchscript"}
 
 
 @pytest.mark.parametrize(("name", "model", "example", "inputs"), CASES)
@@ -146,7 +181,7 @@ def test_what_is_exported_and_loaded_equals_the_original(name, model, example, i
     assert exported.notes
 
 
-@pytest.mark.parametrize("name", ["torchscript", "torch_export"])
+@pytest.mark.parametrize("name", ["torchscript", "torch_export", "onnx"])
 @pytest.mark.parametrize("training", [True, False])
 def test_a_torch_module_is_left_as_it_was(name, training, tmp_path):
     model = One().train(training)
@@ -171,7 +206,7 @@ def test_other_objects_are_refused_without_an_import(name):
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()
-    assert not {"torch", "tensorflow", "keras"} & set(loaded)
+    assert not {"torch", "tensorflow", "keras", "onnx", "onnxruntime", "sklearn"} & set(loaded)
 
 
 @pytest.mark.parametrize("name", sorted(plugins.available("format")))
@@ -192,6 +227,8 @@ spec = lambda n: TensorSpec(name=n, dtype="float32", shape=(None, 4))
 predict = plugins.create("format", {name!r}).load(
     __import__("pathlib").Path({str(tmp_path)!r}), Signature(inputs=(spec({key!r}),), outputs=(spec("output"),)))
 np.testing.assert_allclose(predict({{{key!r}: io["x"]}})["output"], io["y"], rtol=1e-5, atol=1e-6)
+if {name!r} == "onnx":
+    assert not {{"torch", "onnx", "onnxscript", "sklearn", "mlopsnb.parity"}} & set(sys.modules)
 """
     ran = subprocess.run(
         [sys.executable, "-W", "error::DeprecationWarning:torch", "-c", code], capture_output=True, text=True
