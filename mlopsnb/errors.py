@@ -23,7 +23,6 @@ Foreign errors are translated where they arise, `from` their cause.
 from __future__ import annotations
 
 import re
-from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -53,6 +52,8 @@ class UserError(MlopsnbError):
 
 def nearest(name: str, known: Collection[str]) -> str:
     """Return ``did you mean 'x'?`` for the known name nearest to *name*, or an empty string."""
+    from difflib import get_close_matches  # seldom needed, and slow to import
+
     close = get_close_matches(name, sorted(known), n=1, cutoff=0.6)
     return f"did you mean {close[0]!r}?" if close else ""
 

@@ -40,7 +40,8 @@ CASES = {
 }
 
 
-def _network(case: Case):
+def network(case: Case):
+    """Return the model of *case*, with the same weights each time."""
     import torch
     from torch import nn
 
@@ -89,7 +90,7 @@ def prepare(case: Case, root: Path) -> Prepared:
     import mlopsnb
 
     torch.set_num_threads(1)
-    model = _network(case).eval()
+    model = network(case).eval()
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
     rng = np.random.default_rng(11)

@@ -16,20 +16,37 @@ MAX_BATCH_SIZE = 32
 
 def load():
     """Return the model, warmed up, as a function from a float32 array of rows to another."""
+    file = os.environ["BENCH_MODEL"]
+    run = _onnx(file) if file.endswith(".onnx") else _torchscript(file)
+    row = tuple(int(n) for n in os.environ["BENCH_ROW"].split(","))
+    for rows in (1, 1, 1, 8, 8, 8):
+        run(np.zeros((rows, *row), np.float32))
+    return run
+
+
+def _torchscript(file):
     import torch
 
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
-    model = torch.jit.optimize_for_inference(torch.jit.load(os.environ["BENCH_MODEL"]).eval())
-    row = tuple(int(n) for n in os.environ["BENCH_ROW"].split(","))
+    model = torch.jit.optimize_for_inference(torch.jit.load(file).eval())
 
     def run(x):
         with torch.inference_mode():
             return model(torch.from_numpy(x)).numpy()
 
-    for rows in (1, 1, 1, 8, 8, 8):
-        run(np.zeros((rows, *row), np.float32))
     return run
+
+
+def _onnx(file):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    [given] = session.get_inputs()
+    [wanted] = session.get_outputs()
+    return lambda x: session.run([wanted.name], {given.name: x})[0]
 
 
 def tensor(y):

@@ -42,8 +42,8 @@ class Running:
                 start_new_session=True,
             )
 
-    def wait_ready(self, url: str, body: bytes) -> float:
-        """Return the seconds from the start to the first good answer to *body*."""
+    def wait_ready(self, url: str, body: bytes, *, pause: float = 0.02) -> float:
+        """Return the seconds from the start to the first good answer to *body*, asked for every *pause* seconds."""
         last = "nothing listens"
         while time.perf_counter() - self.started < READY_SECONDS:
             if self._process.poll() is not None:
@@ -55,7 +55,7 @@ class Running:
                 last = f"status {status}: {answer[:300]!r}"
             except (OSError, http.client.HTTPException) as exc:
                 last = f"{type(exc).__name__}: {exc}"
-            time.sleep(0.02)
+            time.sleep(pause)
         raise CannotServe(
             f"no good answer in {READY_SECONDS} s; last {last}; its log ends: {self.last_words()}"
         )

@@ -13,6 +13,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -288,6 +289,10 @@ def _serve(args: argparse.Namespace, report: ReadyPipe) -> None:
         from mlopsnb.serving.server import Server
     except ModuleNotFoundError as exc:
         raise MissingExtra(exc.name or "", "serving") from exc
+    if (
+        find_spec("prometheus_client") is None
+    ):  # imported by the first to ask for metrics, which is too late to say so
+        raise MissingExtra("prometheus_client", "serving")
     if args.grpc_port is not None:
         need("grpc", extra="grpc")
     path: Path = args.package.absolute()

@@ -49,7 +49,7 @@ class Instance:
             1, thread_name_prefix="model", initializer=tuning.set_threads, initargs=(threads,)
         )
         try:
-            self.model = model or self._pool.submit(Model.load, package).result()
+            self.model = model or self._pool.submit(Model.load, package, threads).result()
         except BaseException:
             self.close()
             raise
@@ -116,8 +116,10 @@ class Engine:
         package = Package.read(path)
         model = Model.load(package)
         cpus = max(1, math.floor(cpu.limit()))
-        plan = tuning.decide(tuning.measure(model, cpus), options, cpus)
+        plan = tuning.decide(tuning.measure(model, cpus, anew=partial(Model.load, package)), options, cpus)
         tuning.set_threads(plan.threads)
+        if plan.threads > 1 and tuning.threads_are_loaded():
+            model = Model.load(package, plan.threads)
         engine = cls(package, model, plan, options, metrics or Metrics("model", "1"))
         _log.info("batching: %s", engine.batching)
         return engine

@@ -10,9 +10,9 @@ very head, which comes whole and in one piece, need not be parsed once more.
 
 from __future__ import annotations
 
-import ast
 import inspect
 import logging
+import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from uvicorn.protocols.http import httptools_impl
@@ -53,6 +53,7 @@ _STATE = (
     "transport.write",
     "url",
 )
+_ATTRIBUTES = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+")
 _ASIDE = frozenset((b"transfer-encoding", b"upgrade"))
 _EACH_ITS_OWN = frozenset((b"x-request-id", b"traceparent"))
 _HEAD_BYTES = 2048
@@ -63,10 +64,11 @@ _log = logging.getLogger("mlopsnb.serving")
 def surprises() -> list[str]:
     """Name what is not as we know it in uvicorn: what the fast lane leans on, and what uvicorn asks of a cycle."""
     try:
-        tree = ast.parse(inspect.getsource(httptools_impl))
+        source = inspect.getsource(httptools_impl)
     except OSError:
         return ["the source of uvicorn"]
-    attributes = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    chains = [chain.split(".") for chain in set(_ATTRIBUTES.findall(source))]
+    attributes = {".".join(names[:n]) for names in chains for n in range(2, len(names) + 1)}
     asked = {name.split(".")[2] for name in attributes if name.startswith("self.cycle.")}
     found = [f"HttpToolsProtocol.{name}" for name in _CALLBACKS if not hasattr(HttpToolsProtocol, name)]
     found += [f"self.{name}" for name in _STATE if not {f"self.{name}", name} & attributes]

@@ -1,25 +1,17 @@
 """What the runtime counts, for Prometheus. Counts predictions only, not probes, so that rates mean something.
 
 Counting is plain addition, on the event loop alone, as it is done for every request; names, labels and text come
-in when somebody asks.
+in when somebody asks, and so does prometheus_client, which a server can start without.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from importlib.metadata import version as distribution_version
+from typing import TYPE_CHECKING, Any
 
-from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.metrics_core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    InfoMetricFamily,
-    Metric,
-)
-from prometheus_client.registry import Collector
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _FINE_SECONDS = (0.00001, 0.000025, 0.00005, 0.0001, 0.00025, *_SECONDS)
@@ -46,12 +38,14 @@ class _Histogram:
         for bound, count in zip((*map(str, self._bounds), "+Inf"), self._counts, strict=True):
             below += count
             buckets.append((bound, below))
+        from prometheus_client.metrics_core import HistogramMetricFamily
+
         family = HistogramMetricFamily(name, told, labels=list(labels))
         family.add_metric(list(labels.values()), buckets, self._total)
         return family
 
 
-class Metrics(Collector):
+class Metrics:
     """The counters of one server; each series has the labels `model_name` and `model_version`.
 
     `queue_rows` tells what waits, `format` is the model's; whoever loads the model sets both. `also` are those who
@@ -69,9 +63,7 @@ class Metrics(Collector):
         self.queue_rows: Callable[[], int] = lambda: 0
         self.also: list[Callable[[Mapping[str, str]], Iterable[Metric]]] = []
         self.format = ""
-        self._registry = CollectorRegistry()
-        ProcessCollector(registry=self._registry)
-        self._registry.register(self)
+        self._registry: Any = None
 
     def started(self) -> None:
         """A prediction request has come."""
@@ -96,6 +88,10 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield every family, as prometheus_client asks for."""
+        from importlib.metadata import version as distribution_version
+
+        from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+
         names, values = list(self._labels), list(self._labels.values())
         build = InfoMetricFamily(
             "mlopsnb_build", "The server's version and the format of its model.", labels=names
@@ -131,5 +127,12 @@ class Metrics(Collector):
 
     def expose(self, accept: str = "") -> tuple[bytes, str]:
         """Return all of it and its content type: Prometheus' text format, or OpenMetrics if *accept* asks for it."""
+        from prometheus_client import CollectorRegistry, ProcessCollector
+        from prometheus_client.exposition import choose_encoder
+
+        if self._registry is None:
+            self._registry = CollectorRegistry()
+            ProcessCollector(registry=self._registry)
+            self._registry.register(self)
         encode, content_type = choose_encoder(accept)
         return encode(self._registry), content_type

@@ -16,6 +16,7 @@ from zipfile import BadZipFile
 from mlopsnb import manifest, plugins
 from mlopsnb.errors import MlopsnbError
 from mlopsnb.manifest import BadPackage, Manifest
+from mlopsnb.protocols import THREADS
 from mlopsnb.serving import batcher
 from mlopsnb.serving.errors import BadRequest, ModelFailure, summary
 from mlopsnb.tensors import Array, dtype_name, take_rows
@@ -71,19 +72,23 @@ class Model:
         self._expected = {s.name: s.dtype for s in self.signature.outputs}
 
     @classmethod
-    def load(cls, package: Package) -> Model:
+    def load(cls, package: Package, threads: int = 1) -> Model:
         """Load the model and warm it up on its golden example.
 
+        *threads* are told to formats that have to know them now; see `tuning.set_threads` for the others.
         Raises `UnknownBackend` or `MissingExtra` if its format is not installed, `ModelFailure` if the model
         cannot be loaded, does not run, or does not answer as its signature says.
         """
         backend = plugins.create("format", package.manifest.format)
+        before = THREADS.set(threads)
         try:
             predict: Predict = backend.load(package.path / manifest.MODEL_DIR, package.manifest.signature)
         except MlopsnbError:
             raise
         except Exception as exc:
             raise ModelFailure(f"the model cannot be loaded: {summary(exc)}") from exc
+        finally:
+            THREADS.reset(before)
         model = cls(package, predict)
         model._warm_up()
         return model

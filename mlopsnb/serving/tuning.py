@@ -86,19 +86,23 @@ class Plan:
     apart: str = ""
 
 
-def measure(model: Model, cpus: int, *, budget: float = BUDGET_SECONDS) -> Measured:
-    """Time *model* on its golden example for about *budget* seconds, with up to *cpus* threads of its framework."""
+def measure(
+    model: Model,
+    cpus: int,
+    *,
+    budget: float = BUDGET_SECONDS,
+    anew: Callable[[int], Model] | None = None,
+) -> Measured:
+    """Time *model*, loaded for one thread, on its golden example for about *budget* seconds.
+
+    If a call takes long, up to *cpus* threads are tried; *anew* loads it for so many, if it must know them at load.
+    """
     end = time.perf_counter() + budget
     has_rows = batcher.may_join(model.signature)
     one = take_rows(model.golden, 1) if has_rows else model.golden
     set_threads(1)
     seconds = {1: _least(partial(model.call, one), budget / 4)}
-    by_threads = dict(seconds)
-    if loaded("torch") is not None and seconds[1] > INLINE_SECONDS:
-        for threads in sorted({n for n in (2, 4, 8, 16, 32, cpus) if 1 < n <= cpus}):
-            set_threads(threads)
-            by_threads[threads] = _least(partial(model.call, one), budget / 8)
-        set_threads(1)
+    by_threads = _by_threads(model, one, seconds[1], cpus, budget / 8, anew)
     tried = has_rows and seconds[1] < _TRIAL_SECONDS
     apart = _trial(model) if tried else "" if has_rows else "an input or output has no free first axis"
     for rows in SIZES[1:] if tried and not apart else ():
@@ -113,6 +117,30 @@ def measure(model: Model, cpus: int, *, budget: float = BUDGET_SECONDS) -> Measu
             break
     parallel = any(loaded(name) is not None for name in _FREE_THE_GIL)
     return Measured(seconds=seconds, by_threads=by_threads, apart=apart, tried=tried, parallel=parallel)
+
+
+def _by_threads(
+    model: Model,
+    row: Mapping[str, Array],
+    alone: float,
+    cpus: int,
+    budget: float,
+    anew: Callable[[int], Model] | None,
+) -> dict[int, float]:
+    """Return the least seconds of a call by the threads it uses: of more and more, as long as they are used well."""
+    found = {1: alone}
+    at_load = threads_are_loaded()
+    if alone <= INLINE_SECONDS or (anew is None if at_load else loaded("torch") is None):
+        return found
+    for threads in sorted({n for n in (2, 4, 8, 16, 32, cpus) if 1 < n <= cpus}):
+        if anew is not None and at_load:
+            model = anew(threads)
+        set_threads(threads)
+        found[threads] = _least(partial(model.call, row), budget)
+        if alone / found[threads] < _GOOD_USE * threads:
+            break
+    set_threads(1)
+    return found
 
 
 def _least(call: Callable[[], object], budget: float) -> float:
@@ -198,6 +226,11 @@ def _best_size(seconds: Mapping[int, float]) -> int:
     """Return the smallest batch that gives nearly as many rows a second as any."""
     rates = {rows: rows / s for rows, s in seconds.items()}
     return min(rows for rows, rate in rates.items() if rate >= _NEAR_BEST * max(rates.values()))
+
+
+def threads_are_loaded() -> bool:
+    """Say whether the framework takes its threads when a model is loaded, and at no later time."""
+    return loaded("onnxruntime") is not None
 
 
 def set_threads(threads: int) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Mapping
-from importlib.metadata import version as distribution_version
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -38,6 +37,10 @@ def routes(model: ServedModel) -> dict[str, Route]:
         return Reply(200 if ready else 503, b"\n")
 
     def version(ready: bool) -> Reply:
+        from importlib.metadata import (
+            version as distribution_version,  # slow to import; nothing else needs it
+        )
+
         return Reply(200, distribution_version("mlopsnb").encode(), b"text/plain; charset=utf-8")
 
     bulk = Bulk(model.signature)

@@ -7,7 +7,7 @@ binary messages: https://docs.nvidia.com/deeplearning/triton-inference-server/us
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import version as distribution_version
+from functools import cache
 from typing import TYPE_CHECKING
 
 from mlopsnb.serving import v2
@@ -34,7 +34,7 @@ def routes(model: ServedModel) -> dict[str, Route]:
         return plain or _decode(model, body, headers)
 
     found = {
-        "/v2": Route(show=always(server_metadata())),
+        "/v2": Route(show=lambda ready: json_reply(server_metadata())),
         "/v2/health/live": Route(show=always({"live": True})),
         "/v2/health/ready": Route(show=ready),
     }
@@ -50,11 +50,14 @@ def routes(model: ServedModel) -> dict[str, Route]:
     return found
 
 
-def server_metadata() -> dict[str, object]:
+@cache
+def server_metadata() -> Mapping[str, object]:
     """Return what the protocol says of the server."""
+    from importlib.metadata import version  # slow to import; nothing else needs it
+
     return {
         "name": "mlopsnb",
-        "version": distribution_version("mlopsnb"),
+        "version": version("mlopsnb"),
         "extensions": list(v2.EXTENSIONS),
     }
 
