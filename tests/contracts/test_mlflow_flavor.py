@@ -55,6 +55,11 @@ def text_model():
     return Length()
 
 
+def onnx_session(model):
+    runtime = pytest.importorskip("onnxruntime")
+    return runtime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
 def save(artifact, path):
     path.mkdir()
     mlflow_flavor.save_model(
@@ -68,7 +73,7 @@ def answers(artifact, inputs):
     return fmt.load(artifact.path / manifest.MODEL_DIR, artifact.signature)(inputs)
 
 
-@pytest.fixture(scope="module", params=["torchscript", "torch_export", "savedmodel"])
+@pytest.fixture(scope="module", params=["torchscript", "torch_export", "savedmodel", "onnx"])
 def single(request, tmp_path_factory):
     tmp = tmp_path_factory.mktemp(request.param)
     model = keras_model() if request.param == "savedmodel" else torch.nn.Linear(4, 2)
@@ -98,6 +103,9 @@ def test_the_native_flavor_loads_the_same_model(single):
         module = mlflow.tensorflow.load_model(str(single.path))
         name = single.artifact.signature.inputs[0].name
         found = next(iter(module.signatures["serving_default"](**{name: x}).values())).numpy()
+    elif single.format == "onnx":
+        session = onnx_session(mlflow.onnx.load_model(str(single.path)))
+        found = session.run(None, {single.artifact.signature.inputs[0].name: x})[0]
     else:
         with torch.no_grad():
             found = mlflow.pytorch.load_model(str(single.path))(torch.from_numpy(x)).numpy()
@@ -117,6 +125,7 @@ def test_weights_are_stored_twice_only_where_the_loader_forces_it(single):
         "torchscript": flavors.get("pytorch", {}).get("model_data") == "data",
         "torch_export": flavors.get("pytorch", {}).get("model_data") == "package/model",
         "savedmodel": flavors.get("tensorflow", {}).get("saved_model_dir") == "package/model",
+        "onnx": flavors.get("onnx", {}).get("data") == "package/model/model.onnx",
     }
     assert data[single.format]
     assert (single.path / "data").exists() == (single.format == "torchscript")
@@ -161,7 +170,7 @@ def test_a_plain_torch_model_loads_where_mlopsnb_is_not_installed(format, tmp_pa
     assert done.stdout == "(3, 2)\n"
 
 
-@pytest.mark.parametrize("format", ["torchscript", "torch_export"])
+@pytest.mark.parametrize("format", ["torchscript", "torch_export", "onnx"])
 @pytest.mark.parametrize("several", [False, True])
 def test_several_inputs_and_outputs_by_name(format, several, tmp_path):
     inputs = {"x": X, "weight": np.arange(7, dtype="float32")}

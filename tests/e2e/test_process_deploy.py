@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -78,6 +79,20 @@ def test_a_model_goes_the_whole_way_and_answers_as_the_original(state):
         dep.predict(X)  # lines are written some milliseconds later
     with pytest.raises(ml.UserError, match=r"input 'x': expected shape \[-1, 4\], found \[20, 3\]"):
         dep.predict(X[:, :3])
+
+
+def test_an_onnx_model_goes_the_whole_way_and_loads_from_mlflow(state):
+    mlflow = pytest.importorskip("mlflow")
+    pytest.importorskip("onnxruntime")
+    model = Net()
+    deployment = ml.deploy(model, name="net", example=X, format="onnx")
+    np.testing.assert_allclose(deployment.predict(X), original(model), rtol=1e-5, atol=1e-6)
+    loaded = mlflow.pyfunc.load_model("models:/net/1")
+    np.testing.assert_array_equal(loaded.predict(X), deployment.predict(X))
+    needed = mlflow.pyfunc.get_model_dependencies("models:/net/1")
+    lines = [line.partition("==")[0] for line in Path(needed).read_text().split()]
+    assert "onnxruntime" in lines
+    assert "torch" not in lines
 
 
 def test_whatever_the_user_has_can_be_deployed(state, tmp_path):

@@ -135,3 +135,28 @@ def test_the_self_test_keeps_to_its_time():
     measured = tuning.measure(model_of(predict), 2, budget=0.1)
     assert set(measured.seconds) < set(tuning.SIZES)
     assert sum(calls) * 0.004 < 0.3
+
+
+def test_what_takes_its_threads_at_load_is_loaded_anew_while_that_pays(monkeypatch):
+    monkeypatch.setattr(tuning, "threads_are_loaded", lambda: True)
+    loads = []
+
+    def anew(threads):
+        loads.append(threads)
+        return taking(0.008 / min(threads, 4))
+
+    def taking(seconds):
+        def predict(inputs):
+            tuning.time.sleep(seconds)
+            return {"y": inputs["x"][:, 0]}
+
+        return model_of(predict)
+
+    by_threads = tuning.measure(taking(0.008), 32, budget=0.3, anew=anew).by_threads
+    assert loads == [2, 4, 8]
+    assert (
+        decide(Measured(seconds={1: 0.008}, by_threads=by_threads, parallel=True), Options(), 32).threads == 4
+    )
+    loads.clear()
+    assert set(tuning.measure(taking(0), 32, budget=0.1, anew=anew).by_threads) == {1}
+    assert loads == []

@@ -42,6 +42,7 @@ def offered(text, deployments=("fraud", "iris")):
         ("    %deploy mo", ("model", "models:/")),
         ("%deploy model --example m", ("model", "metrics")),
         ("%deploy model --metrics ", ("metrics",)),
+        ("%export model --example m --format o", ("onnx",)),
         ("%deploy model --dry-run --target p", ("process",)),
         ("%deploy --name x m", ("model", "metrics", "models:/")),
         ("%predict ", ("fraud", "iris", "dep")),

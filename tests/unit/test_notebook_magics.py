@@ -289,3 +289,15 @@ def test_completion_of_options_values_and_variables(ip):
     assert complete(ip, "%mlopsnb se") == ["%mlopsnb set", "%mlopsnb settings"]
     assert complete(ip, "%mlopsnb set ti") == ["%mlopsnb set timeout="]
     assert "%deployments" in complete(ip, "%depl")
+
+
+def test_export_takes_a_format_and_only_reports(run):
+    pytest.importorskip("onnxruntime")
+    result, said = run(
+        "%export net --example rows --format onnx", net=torch.nn.Linear(4, 2), rows=np.ones((3, 4))
+    )
+    assert result.result.format == "onnx"
+    assert said.stderr == ""
+    card = said.stdout.partition("\nOut[")[0].splitlines()
+    assert card[0] == "%export net"
+    assert [line for line in card[1:] if not line.lstrip().startswith(("▸", "✓"))] == []
