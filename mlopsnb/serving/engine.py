@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _TOO_LONG_SECONDS = 0.05
 _TOO_OFTEN = 3
 _QUICK_AGAIN = 500
+_QUICK_LOAD_SECONDS = 0.05
 _log = logging.getLogger("mlopsnb.serving")
 
 
@@ -114,12 +115,17 @@ class Engine:
         """
         options = options or Options()
         package = Package.read(path)
+        begin = time.perf_counter()
         model = Model.load(package)
+        load_seconds = time.perf_counter() - begin
         cpus = max(1, math.floor(cpu.limit()))
         plan = tuning.decide(tuning.measure(model, cpus, anew=partial(Model.load, package)), options, cpus)
         tuning.set_threads(plan.threads)
-        if plan.threads > 1 and tuning.threads_are_loaded():
-            model = Model.load(package, plan.threads)
+        if tuning.threads_are_loaded() and (plan.threads > 1 or load_seconds < _QUICK_LOAD_SECONDS):
+            model = Model.load(
+                package, plan.threads
+            )  # rid of what the largest batch of the self-test took, too
+        tuning.give_memory_back()
         engine = cls(package, model, plan, options, metrics or Metrics("model", "1"))
         _log.info("batching: %s", engine.batching)
         return engine

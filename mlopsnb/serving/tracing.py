@@ -16,8 +16,6 @@ import time
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from importlib import import_module
-from importlib.metadata import entry_points
-from importlib.metadata import version as distribution_version
 from typing import TYPE_CHECKING, Any
 
 from mlopsnb.errors import MissingExtra
@@ -88,6 +86,10 @@ class Tracing:
     """Makes the spans of one server's predictions. Is called on the event loop alone."""
 
     def __init__(self, name: str, version: str, exporters: Sequence[str]) -> None:
+        from importlib.metadata import (
+            version as distribution_version,
+        )  # slow to import, for servers that trace alone
+
         from opentelemetry import trace
         from opentelemetry.context import Context
         from opentelemetry.sdk.resources import Resource
@@ -214,6 +216,8 @@ class RequestSpan:
 
 def _exporter(name: str) -> Any:
     """Return the exporter that is installed as *name*; it finds its settings in the environment."""
+    from importlib.metadata import entry_points  # slow to import, for servers that trace alone
+
     known = {point.name: point for point in entry_points(group="opentelemetry_traces_exporter")}
     wanted = _entry_point(name)
     if wanted not in known:

@@ -238,3 +238,12 @@ def set_threads(threads: int) -> None:
     torch = loaded("torch")
     if torch is not None and threads:
         torch.set_num_threads(threads)
+
+
+def give_memory_back() -> None:
+    """Let the system have what large batches took and freed; glibc would keep it. Nothing where it is not glibc's."""
+    import ctypes  # numpy has imported it
+
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
