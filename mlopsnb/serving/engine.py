@@ -106,17 +106,27 @@ class Engine:
         metrics.format = self.manifest.format
 
     @classmethod
-    def load(cls, path: Path, options: Options | None = None, metrics: Metrics | None = None) -> Engine:
+    def load(
+        cls,
+        path: Path,
+        options: Options | None = None,
+        metrics: Metrics | None = None,
+        *,
+        cpus: int | None = None,
+        plan: Plan | None = None,
+    ) -> Engine:
         """Load the package in *path*, warm it up on its golden example, and find out how it is best run.
 
+        It may use *cpus* processors, by default all that this process has. With *plan* that was found out already.
         Raises `BadPackage` if it is damaged, `UnknownBackend` or `MissingExtra` if its format is not installed,
         `ModelFailure` if the model cannot be loaded, does not run, or does not answer as its signature says.
         """
         options = options or Options()
         package = Package.read(path)
         model = Model.load(package)
-        cpus = max(1, math.floor(cpu.limit()))
-        plan = tuning.decide(tuning.measure(model, cpus), options, cpus)
+        if plan is None:
+            cpus = cpus or max(1, math.floor(cpu.limit()))
+            plan = tuning.decide(tuning.measure(model, cpus), options, cpus)
         tuning.set_threads(plan.threads)
         engine = cls(package, model, plan, options, metrics or Metrics("model", "1"))
         _log.info("batching: %s", engine.batching)
