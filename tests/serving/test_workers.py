@@ -531,3 +531,35 @@ def test_clients_are_accepted_again_when_there_are_descriptors_again(start, body
         until(lambda: "no connection can be accepted now" in runtime.errors)
         most.rlimit(psutil.RLIMIT_NOFILE, limits)
         assert waiting.getresponse().status == 200
+
+
+def test_what_others_count_is_summed_too(start, body):
+    runtime = start(2, "--cache-bytes", "1MB")
+    for _ in range(6):
+        assert runtime.infer(body()).status == 200
+
+    def rows():
+        text = runtime.get("/metrics").body.decode()
+        found = dict(re.findall(r"^mlopsnb_cache_rows_total{.*result=\"(\w+)\"} (\S+)$", text, re.MULTILINE))
+        return {result: float(count) for result, count in found.items()}
+
+    until(lambda: sum(rows().values()) == 6)
+    found = rows()
+    for worker in children(runtime):
+        worker.kill()
+        until(lambda worker=worker: not worker.is_running() and serving(runtime) == 2)
+    assert rows() == found
+    shown = runtime.get("/v2/models/affine").json()["parameters"]["cache"]["max_bytes"]
+    assert shown == 500_000  # of each; together they have what was asked for
+
+
+def test_the_log_file_has_what_all_of_them_say(start, body, tmp_path):
+    path = tmp_path / "log"
+    runtime = start(2, "--log-file", path)
+    for _ in range(6):
+        assert runtime.infer(body()).status == 200
+    until(lambda: path.read_text().count(f'"path":"{PATH}"') == 6)
+    children(runtime)[0].kill()
+    until(lambda: serving(runtime) == 2 and "was ended by SIGKILL" in path.read_text())
+    assert runtime.stop() == 0
+    assert all(line.startswith(("{", "worker ")) for line in path.read_text().splitlines())
