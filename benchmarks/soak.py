@@ -1,287 +1,166 @@
-"""Mixed load on a deployment for some minutes, while it is redeployed again and again and killed once.
+"""Mixed load of all protocols for minutes or hours, while workers are killed and the deployment is redeployed.
 
-    python benchmarks/soak.py [--minutes 1] [--clients 6] [--redeploy-every 12]
+    python benchmarks/soak.py [--minutes 3] [--clients 6] [--rate 200] [--redeploy-every 30] [--kill-every 20]
 
-Two versions of a model take turns behind one name. Every answer says by header which version gave it, and is compared
-with what that version's model computes. Prints wrong answers, failed requests, hung connections and the growth of the
-servers' memory; ends with 1 if an answer was wrong, a request failed that no killed server excuses, or one hung.
-Everything runs on the loopback interface and below a temporary directory, and is ended and removed at the end.
+There are two servers, of two workers each. One is a deployment that two versions of a model take in turns; of each a
+worker is killed now and then, and the other server keeps its first worker from beginning to end: its memory tells of
+leaks. Every answer says by header which version gave it, and is compared with what that version computes.
+
+Ends with 1 if an answer was wrong, a request hung, one failed that no killed worker excuses, or a worker's memory grew
+by more than 2 % after it had settled. Everything runs on the loopback interface and below a temporary directory, and
+is ended and removed at the end.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import http.client
 import json
 import os
-import random
 import signal
-import socket
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import psutil
+from soak_load import FEATURES, HANG_SECONDS, NAME, Client, Reference, Tally
 
-NAME = "soak"
-FEATURES = 32
-HANG_SECONDS = 10.0
-TOLERANCE = 1e-4
-_SETTLED_SECONDS = 4.0
-"""How old a server is when its memory counts as what it starts from: loaded, warmed up, under load."""
+WORKERS = 2
+EXCUSED_SECONDS = 1.0
+"""How long after a kill a request may fail that was with the killed worker."""
 
-
-@dataclass(slots=True)
-class Tally:
-    """What the clients saw. `failed` holds (start, end, what) of requests that got no answer of the right kind."""
-
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    answered: Counter[str] = field(default_factory=Counter)
-    versions: Counter[str] = field(default_factory=Counter)
-    wrong: list[str] = field(default_factory=list)
-    failed: list[tuple[float, float, str]] = field(default_factory=list)
-    hung: list[str] = field(default_factory=list)
-    draining: int = 0
+MOST_GROWTH = 0.02
+_SETTLED_SHARE, _SETTLED_SECONDS = 1 / 3, 300.0
+"""A worker has settled after 5 minutes, in a short run after a third of it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """What each version answers, by its number, and the rows that the clients draw from."""
-
-    models: Mapping[str, Callable[[np.ndarray], np.ndarray]]
-    rows: np.ndarray
-    input_name: str
-
-    def body(self, x: np.ndarray) -> bytes:
-        """Return the request for *x*."""
-        tensor = {
-            "name": self.input_name,
-            "shape": list(x.shape),
-            "datatype": "FP32",
-            "data": x.ravel().tolist(),
-        }
-        return json.dumps({"inputs": [tensor]}).encode()
-
-
-class Client(threading.Thread):
-    """Sends requests of all kinds, one after the other, until told to stop. Never retries."""
-
-    def __init__(
-        self, number: int, port: int, reference: Reference, tally: Tally, stop: threading.Event
-    ) -> None:
-        super().__init__(name=f"client-{number}")
-        self._random = random.Random(number)
-        self._port, self._reference, self._tally, self._stopped = port, reference, tally, stop
-        self._kept: http.client.HTTPConnection | None = None
-        self._kinds: dict[str, Callable[[], str]] = {
-            "one row": lambda: self._predict(1),
-            "7 rows": lambda: self._predict(7),
-            "300 rows": lambda: self._predict(300),
-            "new connection": self._afresh,
-            "in pieces": self._in_pieces,
-            "bad input": self._bad,
-            "metrics": self._metrics,
-            "readiness": self._ready,
-            "client that leaves": self._leave,
-        }
-        self._weights = (40, 20, 5, 10, 3, 8, 2, 7, 5)
-
-    def run(self) -> None:
-        while not self._stopped.is_set():
-            (kind,) = self._random.choices(list(self._kinds), self._weights)
-            start = time.monotonic()
-            try:
-                wrong = self._kinds[kind]()
-            except TimeoutError:
-                self._drop()
-                with self._tally.lock:
-                    self._tally.hung.append(f"{kind}: no answer in {HANG_SECONDS:g} s")
-            except (OSError, http.client.HTTPException) as exc:
-                self._drop()
-                self._note_failure(start, f"{kind}: {type(exc).__name__}: {exc}")
-            else:
-                with self._tally.lock:
-                    self._tally.answered[kind] += 1
-                    if wrong:
-                        self._tally.wrong.append(f"{kind}: {wrong}")
-        self._drop()
-
-    def _note_failure(self, start: float, what: str) -> None:
-        with self._tally.lock:
-            self._tally.failed.append((start, time.monotonic(), what))
-        self._stopped.wait(0.05)  # while nothing listens, the clients must not spin
-
-    def _drop(self) -> None:
-        if self._kept is not None:
-            self._kept.close()
-            self._kept = None
-
-    def _connection(self) -> http.client.HTTPConnection:
-        if self._kept is None:
-            self._kept = self._connect()
-        return self._kept
-
-    def _connect(self) -> http.client.HTTPConnection:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=HANG_SECONDS)
-        connection.connect()
-        assert connection.sock is not None
-        connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return connection
-
-    def _draw(self, rows: int) -> tuple[np.ndarray, bytes]:
-        start = self._random.randrange(len(self._reference.rows) - rows)
-        x = self._reference.rows[start : start + rows]
-        return x, self._reference.body(x)
-
-    def _predict(self, rows: int) -> str:
-        x, body = self._draw(rows)
-        return self._ask(self._connection(), x, body)
-
-    def _afresh(self) -> str:
-        x, body = self._draw(1)
-        with contextlib.closing(self._connect()) as connection:
-            return self._ask(connection, x, body)
-
-    def _ask(self, connection: http.client.HTTPConnection, x: np.ndarray, body: bytes) -> str:
-        connection.request("POST", _PATH, body, {"Content-Type": "application/json"})
-        return self._compare(connection.getresponse(), x)
-
-    def _in_pieces(self) -> str:
-        x, body = self._draw(7)
-        with contextlib.closing(self._connect()) as connection:
-            connection.putrequest("POST", _PATH)
-            connection.putheader("Content-Length", str(len(body)))
-            connection.endheaders()
-            third = len(body) // 3
-            for piece in (body[:third], body[third : 2 * third], body[2 * third :]):
-                connection.send(piece)
-                self._stopped.wait(0.02)
-            return self._compare(connection.getresponse(), x)
-
-    def _compare(self, response: http.client.HTTPResponse, x: np.ndarray) -> str:
-        content = response.read()
-        if response.status != 200:
-            raise http.client.HTTPException(f"status {response.status}: {content[:200]!r}")
-        version = response.headers.get("x-model-version", "none")
-        with self._tally.lock:
-            self._tally.versions[version] += 1
-        if version not in self._reference.models:
-            return f"from the unknown version {version!r}"
-        found = np.array(json.loads(content)["outputs"][0]["data"], dtype=np.float64)
-        wanted = self._reference.models[version](x).ravel()
-        if found.shape != wanted.shape:
-            return f"{found.size} numbers instead of {wanted.size}"
-        error = float(np.abs(found - wanted).max())
-        return "" if error <= TOLERANCE else f"version {version} is {error:.3g} off"
-
-    def _bad(self) -> str:
-        connection = self._connection()
-        connection.request("POST", _PATH, self._reference.body(self._reference.rows[:2, : FEATURES - 1]))
-        response = connection.getresponse()
-        content = response.read()
-        right = response.status == 400 and b"expected shape" in content
-        return "" if right else f"status {response.status} for a wrong shape: {content[:200]!r}"
-
-    def _metrics(self) -> str:
-        connection = self._connection()
-        connection.request("GET", "/metrics")
-        response = connection.getresponse()
-        content = response.read()
-        return "" if response.status == 200 else f"status {response.status}: {content[:200]!r}"
-
-    def _ready(self) -> str:
-        """Ask a kept connection whether it is ready; a server that drains says no, and closes it."""
-        connection = self._connection()
-        connection.request("GET", "/v2/health/ready")
-        response = connection.getresponse()
-        content = response.read()
-        if response.status == 503 and response.headers.get("connection") == "close":
-            with self._tally.lock:
-                self._tally.draining += 1
-            return ""
-        return "" if response.status == 200 else f"status {response.status}: {content[:200]!r}"
-
-    def _leave(self) -> str:
-        _, body = self._draw(7)
-        with socket.create_connection(("127.0.0.1", self._port), timeout=HANG_SECONDS) as sock:
-            sock.sendall(
-                b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (_PATH.encode(), len(body))
-            )
-            sock.sendall(body[: self._random.randrange(len(body) + 1)])
-        return ""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the soak; return 0 if nothing went wrong."""
+    parser = argparse.ArgumentParser(description="Soak test of servers of several workers under mixed load.")
+    add = parser.add_argument
+    add("--minutes", type=float, default=3.0, help="of load (default: %(default)s)")
+    add("--clients", type=int, default=6, help="at the same time (default: %(default)s)")
+    add("--rate", type=float, default=0.0, help="requests a second at most (default: as many as go)")
+    seconds = {"type": float, "metavar": "SECONDS"}
+    add("--redeploy-every", default=30.0, help="(default: %(default)s)", **seconds)
+    add("--kill-every", default=20.0, help="one worker of each server (default: %(default)s)", **seconds)
+    args = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        with tempfile.TemporaryDirectory(prefix="mlopsnb-soak-") as name, _home(Path(name)) as state_dir:
+            return _soak(args, Path(name), state_dir)
+    except KeyboardInterrupt:
+        print("\ninterrupted; every server was ended", file=sys.stderr)
+        return 130
 
 
-_PATH = f"/v2/models/{NAME}/infer"
-
-
-class Memory(threading.Thread):
-    """Samples the memory of every server below *state_dir*, twice a second."""
-
-    def __init__(self, state_dir: Path, stop: threading.Event) -> None:
-        super().__init__(name="memory")
-        self._state_dir, self._stopped = state_dir, stop
-        self.samples: dict[int, list[tuple[float, float]]] = {}
-
-    def run(self) -> None:
-        while not self._stopped.wait(0.5):
-            for process in servers_below(self._state_dir):
+@contextlib.contextmanager
+def _home(root: Path) -> Iterator[Path]:
+    """Keep state, cache and MLflow's store below *root*; end the servers that are left when all is over."""
+    os.environ["MLOPSNB_STATE_DIR"] = str(root / "state")
+    os.environ["MLOPSNB_CACHE_DIR"] = str(root / "cache")
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{root / 'mlflow.db'}"
+    with contextlib.chdir(root):  # MLflow keeps the files of such a store in ./mlruns
+        try:
+            yield root / "state"
+        finally:
+            left = servers_below(root)
+            for process in left:
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    point = (time.monotonic(), process.memory_info().rss / 1e6)
-                    self.samples.setdefault(process.pid, []).append(point)
-
-    def summary(self) -> str:
-        """Say how much each server grew from when it had settled to its last moment, and how they compare."""
-        settled = {
-            pid: [mb for when, mb in points if when - points[0][0] >= _SETTLED_SECONDS]
-            for pid, points in self.samples.items()
-        }
-        spans = [mbs for mbs in settled.values() if len(mbs) > 1]
-        if not spans:
-            return "no server lived long enough to say"
-        worst = max(spans, key=lambda mbs: mbs[-1] - mbs[0])
-        return (
-            f"{worst[-1] - worst[0]:+.1f} MB in the server that grew most (from {worst[0]:.0f} MB); "
-            f"the first server ended at {spans[0][-1]:.0f} MB, the last at {spans[-1][-1]:.0f} MB; {len(spans)} servers"
-        )
+                    process.kill()
+            psutil.wait_procs(left, timeout=5)
 
 
-def servers_below(state_dir: Path, revision: int | None = None) -> list[psutil.Process]:
-    """Return the server processes of this run; with *revision* that one's alone."""
-    part = str(state_dir) if revision is None else f"{state_dir}/process/{NAME}/revisions/{revision}/"
+def servers_below(place: Path) -> list[psutil.Process]:
+    """Return the server processes, workers included, whose package is below *place*."""
     found = []
     for process in psutil.process_iter(["cmdline", "status"]):
         line = " ".join(process.info["cmdline"] or [])
-        if "mlopsnb.serving" in line and part in line and process.info["status"] != psutil.STATUS_ZOMBIE:
+        if (
+            "mlopsnb.serving" in line
+            and f"{place}/" in line
+            and process.info["status"] != psutil.STATUS_ZOMBIE
+        ):
             found.append(process)
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Steady:
+    """The server that is not redeployed."""
+
+    process: subprocess.Popen
+    port: int
+    grpc: str
+
+    @classmethod
+    def start(cls, package: Path, log: Path) -> Steady:
+        read, write = os.pipe()
+        command = [sys.executable, "-m", "mlopsnb.serving", str(package), "--name", NAME, "--port", "0"]
+        command += ["--grpc-port", "0", "--workers", str(WORKERS), "--ready-fd", str(write)]
+        with log.open("wb") as out:
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=out, pass_fds=(write,))
+        os.close(write)
+        with os.fdopen(read) as pipe:
+            report = json.loads(pipe.readline())
+        return cls(process, int(report["url"].rpartition(":")[2]), report["grpc"])
+
+    def workers(self) -> list[psutil.Process]:
+        """Return its workers, the oldest first."""
+        children = psutil.Process(self.process.pid).children()
+        return sorted(children, key=lambda child: child.create_time())
+
+
+class Watch(threading.Thread):
+    """Samples memory and descriptors of every server process below *root*, once a second."""
+
+    def __init__(self, root: Path, stop: threading.Event) -> None:
+        super().__init__(name="watch")
+        self._root, self._stopped = root, stop
+        self.samples: dict[int, list[tuple[float, float, int]]] = {}
+
+    def run(self) -> None:
+        while not self._stopped.wait(1):
+            for process in servers_below(self._root):
+                with contextlib.suppress(psutil.Error):
+                    point = (time.monotonic(), process.memory_info().rss / 1e6, process.num_fds())
+                    self.samples.setdefault(process.pid, []).append(point)
+
+    def growth(self, pid: int, settled: float) -> tuple[str, float]:
+        """Tell how process *pid* grew from *settled* seconds after the first sample to the last, and by what share."""
+        points = self.samples[pid]
+        late = [p for p in points if p[0] - points[0][0] >= settled] or points[-1:]
+        (_, before, fds), (_, after, fds_after) = late[0], late[-1]
+        told = f"{before:.1f} MB and {fds} descriptors, at the end {after:.1f} MB and {fds_after}"
+        return told, after / before - 1
+
+
 def _versions():
-    """Export and log two models that answer differently; return their versions and what each computes."""
+    """Export and log two models that answer differently; return their versions, packages and what each computes."""
     import torch
 
     import mlopsnb
 
     rng = np.random.default_rng(3)
     rows = rng.normal(size=(2000, FEATURES)).round(4).astype(np.float32)
-    versions, computed, artifact = [], {}, None
+    versions, computed, artifacts = [], {}, []
     for seed in (1, 2):
         torch.manual_seed(seed)
         sizes = (FEATURES, 64), (64, 64), (64, 2)
         layers = [part for a, b in sizes for part in (torch.nn.Linear(a, b), torch.nn.ReLU())]
         model = torch.nn.Sequential(*layers[:-1]).eval()
-        artifact = mlopsnb.export(model, rows[:8])
-        version = mlopsnb.log(artifact, name=NAME)
+        artifacts.append(mlopsnb.export(model, rows[:8]))
+        version = mlopsnb.log(artifacts[-1], name=NAME)
         versions.append(version)
         computed[version.uri.rpartition("/")[2]] = _numpy_forward(model)
-    return versions, Reference(computed, rows, artifact.signature.inputs[0].name)
+    return versions, artifacts, Reference(computed, rows, artifacts[0].signature.inputs[0].name)
 
 
 def _numpy_forward(model) -> Callable[[np.ndarray], np.ndarray]:
@@ -297,125 +176,95 @@ def _numpy_forward(model) -> Callable[[np.ndarray], np.ndarray]:
     return forward
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the soak; return 0 if nothing went wrong."""
-    parser = argparse.ArgumentParser(description="Soak test of a deployment under mixed load.")
-    parser.add_argument("--minutes", type=float, default=1.0, help="of load (default: %(default)s)")
-    parser.add_argument("--clients", type=int, default=6, help="at the same time (default: %(default)s)")
-    parser.add_argument(
-        "--redeploy-every", type=float, default=12.0, metavar="SECONDS", help="(default: %(default)s)"
-    )
-    args = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        with tempfile.TemporaryDirectory(prefix="mlopsnb-soak-") as name, _home(Path(name)) as state_dir:
-            return _soak(args, state_dir)
-    except KeyboardInterrupt:
-        print("\ninterrupted; every server was ended", file=sys.stderr)
-        return 130
-
-
-@contextlib.contextmanager
-def _home(root: Path) -> Iterator[Path]:
-    """Keep state, cache and MLflow's store below *root*; end the servers that are left when all is over."""
-    state_dir = root / "state"
-    os.environ["MLOPSNB_STATE_DIR"] = str(state_dir)
-    os.environ["MLOPSNB_CACHE_DIR"] = str(root / "cache")
-    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{root / 'mlflow.db'}"
-    with contextlib.chdir(root):  # MLflow keeps the files of such a store in ./mlruns
-        try:
-            yield state_dir
-        finally:
-            left = servers_below(state_dir)
-            for process in left:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
-            psutil.wait_procs(left, timeout=5)
-
-
-def _soak(args: argparse.Namespace, state_dir: Path) -> int:
+def _soak(args: argparse.Namespace, root: Path, state_dir: Path) -> int:
     import mlopsnb
 
-    versions, reference = _versions()
-    deployment = mlopsnb.deploy(versions[0], name=NAME)
-    port = int(deployment.url.rpartition(":")[2])
+    versions, artifacts, reference = _versions()
+    steady = Steady.start(artifacts[0].path, root / "steady.log")
+    keeper = steady.workers()[0].pid
+    deployment = mlopsnb.deploy(versions[0], name=NAME, workers=WORKERS)
+    ports = (int(deployment.url.rpartition(":")[2]), steady.port)
     tally, stop = Tally(), threading.Event()
-    memory = Memory(state_dir, stop)
-    threads: list[threading.Thread] = [Client(n, port, reference, tally, stop) for n in range(args.clients)]
-    threads.append(memory)
+    watch = Watch(root, stop)
+    pause = args.clients / args.rate if args.rate else 0.0
+    threads: list[threading.Thread] = [watch]
+    threads += [Client(n, ports, steady.grpc, reference, tally, stop, pause) for n in range(args.clients)]
     started = time.monotonic()
     for thread in threads:
         thread.start()
     try:
-        outages, deploys = _disturb(deployment, versions, state_dir, args)
+        kills, deploys = _disturb(steady, versions, state_dir, args)
     finally:
         stop.set()
         for thread in threads:
             thread.join(HANG_SECONDS + 5)
-        stuck = [thread.name for thread in threads if thread.is_alive()]
-        deployment.delete()
-    return _report(tally, outages, deploys, stuck, memory, time.monotonic() - started)
+    stuck = [thread.name for thread in threads if thread.is_alive()]
+    kept = steady.workers()[0].pid == keeper
+    deployment.delete()
+    steady.process.terminate()
+    code = steady.process.wait(60)
+    seconds = time.monotonic() - started
+    print(f"{seconds:.0f} s, {deploys} redeploys, {len(kills)} times two workers killed")
+    bad = _report(tally, kills, stuck, seconds)
+    settled = min(_SETTLED_SECONDS, seconds * _SETTLED_SHARE)
+    told, growth = watch.growth(keeper, settled)
+    print(f"the worker that lived from beginning to end: after {settled:.0f} s {told} ({growth:+.2%})")
+    print(f"the supervisor beside it: {watch.growth(steady.process.pid, settled)[0]}; it ended with {code}")
+    return 1 if bad or growth > MOST_GROWTH or not kept or code else 0
 
 
 def _disturb(
-    deployment, versions, state_dir: Path, args: argparse.Namespace
-) -> tuple[list[tuple[float, float]], int]:
-    """Redeploy in turn until the time is over, and kill the server once, half-way; return when nothing served."""
+    steady: Steady, versions: Sequence[object], state_dir: Path, args: argparse.Namespace
+) -> tuple[list[float], int]:
+    """Kill and redeploy by turns until the time is over; return when workers were killed, and the redeploys."""
     import mlopsnb
 
-    outages: list[tuple[float, float]] = []
+    kills: list[float] = []
     deploys = 0
-    end = time.monotonic() + args.minutes * 60
-    half = time.monotonic() + args.minutes * 30
+    now = time.monotonic()
+    end, kill, deploy = now + args.minutes * 60, now + args.kill_every, now + args.redeploy_every
     while (now := time.monotonic()) < end:
-        killing = not outages and now >= half
-        if not killing:
-            pause = min(args.redeploy_every, end - now, half - now if not outages else end - now)
-            time.sleep(max(0.0, pause))
-            killing = not outages and time.monotonic() >= half
-        down = time.monotonic()
-        if killing:
-            for process in servers_below(state_dir, deployment.revision):
-                process.kill()
-        if time.monotonic() < end:
+        time.sleep(max(0.0, min(kill, deploy, end) - now))
+        now = time.monotonic()
+        if now >= kill:
+            kills.append(now)
+            kill += args.kill_every
+            _kill(steady, state_dir)
+        if end > now >= deploy:
             deploys += 1
-            mlopsnb.deploy(versions[deploys % len(versions)], name=NAME)
-            print(f"deploy {deploys}{' after a killed server' if killing else ''}", flush=True)
-        if killing:
-            outages.append((down, time.monotonic()))
-    return outages, deploys
+            deploy += args.redeploy_every
+            mlopsnb.deploy(versions[deploys % len(versions)], name=NAME, workers=WORKERS)
+    return kills, deploys
 
 
-def _report(
-    tally: Tally,
-    outages: Sequence[tuple[float, float]],
-    deploys: int,
-    stuck: Sequence[str],
-    memory: Memory,
-    seconds: float,
-) -> int:
+def _kill(steady: Steady, state_dir: Path) -> None:
+    """Kill the youngest worker of each server; the first of the steady one stays."""
+    deployed = servers_below(state_dir)
+    supervisors = {process.pid for process in deployed}
+    workers = [process for process in deployed if process.ppid() in supervisors]
+    workers.sort(key=lambda process: process.create_time())
+    for process in (*steady.workers()[1:][-1:], *workers[-1:]):
+        process.kill()
+
+
+def _report(tally: Tally, kills: Sequence[float], stuck: Sequence[str], seconds: float) -> bool:
+    """Print what the clients saw; say whether anything of it is bad."""
+
     def excused(start: float, end: float) -> bool:
-        return any(start <= up and end >= down for down, up in outages)
+        return any(start <= kill + EXCUSED_SECONDS and end >= kill for kill in kills)
 
     unexcused = [what for start, end, what in tally.failed if not excused(start, end)]
     total = sum(tally.answered.values())
-    print(
-        f"{seconds:.0f} s, {total:,} requests answered ({total / seconds:,.0f} a second), {deploys} redeploys"
-    )
-    print("  kinds:", ", ".join(f"{kind} {count:,}" for kind, count in sorted(tally.answered.items())))
-    print(
-        "  versions:", ", ".join(f"{version}: {count:,}" for version, count in sorted(tally.versions.items()))
-    )
-    down = sum(up - start for start, up in outages)
+    for kind, count in sorted(tally.answered.items()):
+        print(f"  {kind:<20} {count:>10,}")
+    print(f"  {'all':<20} {total:>10,} ({total / seconds:,.0f} a second)")
+    print("of version", ", ".join(f"{v}: {count:,}" for v, count in sorted(tally.versions.items())))
     print(f"wrong answers: {_told(tally.wrong)}")
-    print(f"failed requests: {_told(unexcused)}")
-    print(
-        f"  and {len(tally.failed) - len(unexcused)} in the {down:.1f} s between the kill and the deploy after it"
-    )
     print(f"hung connections: {_told([*tally.hung, *(f'{name} did not end' for name in stuck)])}")
+    print(f"failed requests: {_told(unexcused)}")
+    print(f"  and {len(tally.failed) - len(unexcused)} in the second after a worker was killed")
     print(f"told that the server drains, on a kept connection: {tally.draining}")
-    print(f"RSS growth: {memory.summary()}")
-    return 1 if tally.wrong or unexcused or tally.hung or stuck else 0
+    return bool(tally.wrong or tally.hung or stuck or unexcused)
 
 
 def _told(what: Sequence[str]) -> str:

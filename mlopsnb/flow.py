@@ -41,6 +41,8 @@ _EXAMPLE_ROWS = 64
 _GOLDEN_VALUES = 100_000
 """Numbers that the golden example holds at most, beyond its first row."""
 
+_MOST_WORKERS = 256
+
 
 def export(
     model: object,
@@ -269,6 +271,7 @@ def deploy(
     env: Mapping[str, str] | None = None,
     cache_bytes: int | None = None,
     fallback: Artifact | ModelVersion | str | None = None,
+    workers: int = 1,
     timeout: float | None = None,
     dry_run: bool = False,
 ) -> Any:
@@ -289,6 +292,7 @@ def deploy(
         cache_bytes: keep answers, in so much memory, for rows that come again; by default none.
         fallback: an `Artifact`, a `ModelVersion` or a URI: a smaller model of the same signature, which answers
             while this one fails, is overloaded or late.
+        workers: processes that share the port, each with the model in its memory.
         timeout: seconds to wait for the new revision to become ready.
         dry_run: return the actions that would be carried out, and do nothing.
 
@@ -310,6 +314,7 @@ def deploy(
         env=_checked(env),
         port=_checked_port(port),
         cache_bytes=_checked_bytes(cache_bytes),
+        workers=_checked_workers(workers),
     )
     spare = _found_fallback(fallback)
     if dry_run:
@@ -343,6 +348,15 @@ def _checked_port(port: object) -> int | None:
         return port
     raise UserError(
         f"port must be a number from 1 to 65535, found {port!r}", hint="leave it out for a free one"
+    )
+
+
+def _checked_workers(workers: object) -> int:
+    if isinstance(workers, int) and not isinstance(workers, bool) and 0 < workers <= _MOST_WORKERS:
+        return workers
+    raise UserError(
+        f"workers must be a number from 1 to {_MOST_WORKERS}, found {workers!r}",
+        hint="one for each processor that the model server may use",
     )
 
 

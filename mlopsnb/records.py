@@ -114,7 +114,8 @@ class Revision:
     """One deploy of one package under a name. The next deploy, or a rollback, makes a new one.
 
     `source` says where the package came from (`models:/fraud/3`, or the digest of a bare artifact);
-    `package` is the directory it is served from, `address` where this revision alone can be reached.
+    `package` is the directory it is served from, `address` where this revision alone can be reached; `workers` are
+    the processes that share the port, each with the model.
     `cache_bytes` is the memory for answers that are kept, `fallback` the package that answers while this one cannot.
     """
 
@@ -127,6 +128,7 @@ class Revision:
     cache_bytes: int | None = None
     fallback: Path | None = None
     port: int | None = None
+    workers: int = 1
     state: RevisionState = "starting"
     address: str = ""
     note: str = ""

@@ -140,6 +140,7 @@ DEPLOY = Verb(
             kind="texts",
             help="environment variable of the server; repeatable, or a dict variable",
         ),
+        Argument(name="workers", kind="int", help="server processes that share the port; 1 if left out"),
         Argument(name="timeout", kind="float", help="seconds to wait until it is ready"),
         Argument(name="dry_run", kind="flag", help="show what would be done, and do nothing"),
     ),

@@ -7,12 +7,15 @@ loaded or does not run here, 5 an address is taken or not ours.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
-import json
+import logging
+import math
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,17 +23,23 @@ from typing import TYPE_CHECKING, Any
 from mlopsnb.errors import MissingExtra, MlopsnbError
 from mlopsnb.extras import need
 from mlopsnb.manifest import BadPackage
+from mlopsnb.serving import cpu
 from mlopsnb.serving.errors import BadOption, CannotListen
-from mlopsnb.serving.listen import Sockets, open_sockets
+from mlopsnb.serving.listen import Sockets, bind_grpc, open_sockets
 from mlopsnb.serving.logfile import MAX_BYTES, LogFile
+from mlopsnb.serving.readypipe import ReadyPipe
+from mlopsnb.serving.workers import pids, possible
 
 if TYPE_CHECKING:
+    import socket
+
     from mlopsnb.serving.app import App
     from mlopsnb.serving.engine import Engine
     from mlopsnb.serving.payloads import PayloadLog
     from mlopsnb.serving.requestlog import Sink
     from mlopsnb.serving.rpc.service import GrpcServer
     from mlopsnb.serving.tuning import Options
+    from mlopsnb.serving.workers import Seat
 
 DEFAULT_PORT = 8080
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -49,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--log-payload-file needs --log-payloads")
     report = ReadyPipe(args.ready_fd)
     try:
-        _serve(args, report)
+        most = args.workers or possible()
+        return _serve_alone(args, report) if most == 1 else _supervise(args, report, most)
     except MlopsnbError as exc:
         report.failed(exc)
         hint = f" ({exc.hint})" if exc.hint else ""
@@ -57,7 +67,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _exit_code(exc)
     except KeyboardInterrupt:  # while loading; later the server itself takes signals
         return 130
-    return 0
 
 
 def _exit_code(exc: MlopsnbError) -> int:
@@ -85,6 +94,13 @@ def _parser() -> argparse.ArgumentParser:
         "--grpc-port",
         type=_port,
         help="also serve gRPC, on this port of the host; 0 for any (default: no gRPC)",
+    )
+    add(
+        "--workers",
+        type=_workers,
+        metavar="N",
+        help="processes that share the port, each with the model; auto: as many as a self-test at load finds"
+        " good for the processors and the memory that there are (default: auto)",
     )
     add("--control", type=Path, metavar="PATH", help="unix socket that hands the public socket over")
     add("--ready-fd", type=int, help="write one line of JSON here when ready, or failed")
@@ -240,6 +256,10 @@ def _count(text: str) -> int:
     return value
 
 
+def _workers(text: str) -> int | None:
+    return None if text == "auto" else _count(text)
+
+
 def _counts(text: str) -> tuple[int, ...]:
     return tuple(_count(part) for part in text.split(","))
 
@@ -253,40 +273,91 @@ def _keep_to_ourselves(fd: int) -> bool:
     return True
 
 
-class ReadyPipe:
-    """Tells the parent, once, whether we serve."""
+def _serve_alone(args: argparse.Namespace, report: ReadyPipe) -> int:
+    sockets = _open(args)
+    try:
+        return _serve(args, report, sockets)
+    finally:
+        sockets.close()
 
-    def __init__(self, fd: int | None) -> None:
-        self._fd = fd
 
-    def ready(self, url: str, grpc: str | None = None) -> None:
-        """We serve at *url*, and gRPC at the address *grpc*."""
-        also = {} if grpc is None else {"grpc": grpc}
-        self._write({"ready": True, "url": url, **also, "pid": os.getpid()})
+def _supervise(args: argparse.Namespace, report: ReadyPipe, most: int) -> int:
+    """Run up to *most* workers. Returns in each of them as well, when it has ended."""
+    from mlopsnb.serving.board import Board
+    from mlopsnb.serving.supervisor import Supervisor
 
-    def failed(self, exc: MlopsnbError) -> None:
-        """We do not serve, because of *exc*."""
-        self._write({"ready": False, "error": exc.message, "hint": exc.hint})
+    reserved: socket.socket | None = None
 
-    def _write(self, message: dict[str, Any]) -> None:
-        if self._fd is None:
-            return
-        fd, self._fd = self._fd, None
+    def tell(message: dict[str, Any]) -> None:
+        here = {"url": sockets.url, "pid": os.getpid()} if message["ready"] else {}
+        report.forward({**message, **here})
+
+    with _logging(args):
+        sockets = _open(args)
         try:
-            os.write(fd, json.dumps(message).encode() + b"\n")
-        except OSError as exc:  # the parent is gone; that is no reason not to serve
-            print(f"mlopsnb.serving: nobody reads --ready-fd: {exc}", file=sys.stderr)  # noqa: T201
+            if args.grpc_port is not None:  # held for the workers, which share it
+                reserved = bind_grpc(args.host, args.grpc_port)
+                args.grpc_port = reserved.getsockname()[1]
+            seat = Supervisor(sockets, Board(most), tell).run()
+        except BaseException:
+            sockets.close()
+            raise
         finally:
-            os.close(fd)
+            if reserved is not None:
+                reserved.close()
+    if isinstance(seat, int):
+        sockets.close()
+        return seat
+    report.close()
+    with seat.channel:
+        return _work(args, seat)
 
 
-def _serve(args: argparse.Namespace, report: ReadyPipe) -> None:
+@contextlib.contextmanager
+def _logging(args: argparse.Namespace) -> Iterator[None]:
+    """Write what the supervisor logs to the log file, if there is one; each worker opens it for itself."""
+    if args.log_file is None:
+        yield
+        return
+    file = LogFile(args.log_file, max_bytes=args.log_max_bytes, also=(1, 2))
+    handler = logging.StreamHandler(_Text(file))
+    logger = logging.getLogger("mlopsnb.serving")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        file.close()
+
+
+class _Text:
+    """A log file as `logging` writes to it."""
+
+    def __init__(self, file: LogFile) -> None:
+        self._file = file
+
+    def write(self, text: str) -> None:
+        """Write *text*, a line."""
+        self._file.write(text.encode())
+
+
+def _work(args: argparse.Namespace, seat: Seat) -> int:
+    """Serve as the worker that has *seat*, and tell the supervisor that we do, or why not."""
+    report = ReadyPipe(os.dup(seat.channel.fileno()))
+    try:
+        return _serve(args, report, Sockets(), seat)
+    except MlopsnbError as exc:
+        report.failed(exc)
+        raise
+
+
+def _serve(args: argparse.Namespace, report: ReadyPipe, sockets: Sockets, seat: Seat | None = None) -> int:
+    """Load the model and serve it on *sockets*, or as the worker that has *seat*, until stopped."""
     try:
         from mlopsnb.serving import stages, tracing
         from mlopsnb.serving.app import App
-        from mlopsnb.serving.engine import Engine
-        from mlopsnb.serving.metrics import Metrics
         from mlopsnb.serving.server import Server
+        from mlopsnb.serving.worker import WorkerServer
     except ModuleNotFoundError as exc:
         raise MissingExtra(exc.name or "", "serving") from exc
     if (
@@ -297,41 +368,55 @@ def _serve(args: argparse.Namespace, report: ReadyPipe) -> None:
         need("grpc", extra="grpc")
     path: Path = args.package.absolute()
     name = args.name or (path.name if _NAME.fullmatch(path.name) else "model")
-    log = _log(args)
-    sockets = _open(args)
-    try:
-        traces = tracing.from_environment(name, args.version, asked=args.otel)
-        engine = Engine.load(path, _options(args), Metrics(name, args.version))
-        spare = _fallback(args, engine)
-        stage = stages.compose(engine, cache_bytes=args.cache_bytes, fallback=spare)
-        gc.freeze()  # a framework is a million objects, which the collector need not look at again and again
-        app = App(
-            engine,
-            name=name,
-            version=args.version,
-            max_body_bytes=args.max_body_bytes,
-            log=log,
-            request_timeout=args.request_timeout,
-            stage=stage,
-            tracing=traces,
-            payloads=_payloads(args, log, engine, name),
-        )
-        grpc = _grpc(args, app)
-        server = Server(
-            app,
-            sockets,
-            drain_seconds=args.drain_seconds,
-            on_ready=lambda: report.ready(sockets.url, grpc.address if grpc else None),
-            grpc=grpc,
-        )
-        server.run_until_stopped()
-        engine.close()
-        if spare is not None:
-            spare.close()
-        if traces is not None:
-            traces.close()
-    finally:
-        sockets.close()
+    log = _log(args, shared=seat is not None)
+    traces = tracing.from_environment(name, args.version, asked=args.otel)
+    engine = _engine(args, path, name, seat)
+    spare = _fallback(args, engine)
+    cache_bytes = args.cache_bytes
+    if seat:
+        workers = seat.settle(engine.plan, _options(args), args.workers, more=cache_bytes or 0)
+        cache_bytes = cache_bytes and cache_bytes // workers
+    stage = stages.compose(engine, cache_bytes=cache_bytes, fallback=spare)
+    gc.freeze()  # a framework is a million objects, which the collector need not look at again and again
+    app = App(
+        engine,
+        name=name,
+        version=args.version,
+        max_body_bytes=args.max_body_bytes,
+        log=log,
+        request_timeout=args.request_timeout,
+        stage=stage,
+        tracing=traces,
+        payloads=_payloads(args, log, engine, name),
+        workers=(lambda: seat.serving) if seat else (lambda: 1),
+    )
+    grpc = _grpc(args, app, shared=seat is not None)
+    server = (partial(WorkerServer, seat=seat) if seat else Server)(
+        app,
+        sockets,
+        drain_seconds=args.drain_seconds,
+        on_ready=lambda: report.ready(sockets.url, grpc.address if grpc else None),
+        grpc=grpc,
+    )
+    server.run_until_stopped()
+    for left in (engine, spare, traces):
+        if left is not None:
+            left.close()
+    return 0
+
+
+def _engine(args: argparse.Namespace, path: Path, name: str, seat: Seat | None) -> Engine:
+    from mlopsnb.serving.engine import Engine
+    from mlopsnb.serving.metrics import Metrics
+
+    if seat is None:
+        return Engine.load(path, _options(args), Metrics(name, args.version))
+    from mlopsnb.serving.processes import Processes
+
+    processes = Processes(os.getppid(), partial(pids, seat.board))
+    metrics = Metrics(name, args.version, counters=seat.counters, processes=processes)
+    cpus = max(1, math.floor(cpu.limit()) // (args.workers or 1))
+    return Engine.load(path, _options(args), metrics, cpus=cpus, plan=seat.plan)
 
 
 def _fallback(args: argparse.Namespace, engine: Engine) -> Engine | None:
@@ -342,9 +427,11 @@ def _fallback(args: argparse.Namespace, engine: Engine) -> Engine | None:
     return fallback.load(args.fallback.absolute(), engine)
 
 
-def _log(args: argparse.Namespace) -> Sink:
+def _log(args: argparse.Namespace, *, shared: bool) -> Sink:
     if args.log_file is None:
-        return sys.stdout.buffer
+        from mlopsnb.serving.requestlog import WholeLines
+
+        return WholeLines(sys.stdout.fileno()) if shared else sys.stdout.buffer
     return LogFile(args.log_file, max_bytes=args.log_max_bytes, also=(1, 2))
 
 
@@ -367,12 +454,12 @@ def _payloads(args: argparse.Namespace, log: Sink, engine: Engine, name: str) ->
     )
 
 
-def _grpc(args: argparse.Namespace, app: App) -> GrpcServer | None:
+def _grpc(args: argparse.Namespace, app: App, *, shared: bool) -> GrpcServer | None:
     if args.grpc_port is None:
         return None
     from mlopsnb.serving.rpc.service import GrpcServer
 
-    return GrpcServer(app, host=args.host, port=args.grpc_port)
+    return GrpcServer(app, host=args.host, port=args.grpc_port, shared=shared)
 
 
 def _options(args: argparse.Namespace) -> Options:

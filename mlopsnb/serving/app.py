@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import os
 import re
 import time
@@ -96,7 +97,10 @@ def status_of(exc: Exception) -> int:
 
 
 class App:
-    """The ASGI application for one engine. Set `draining` and it sends clients away politely, answer by answer."""
+    """The ASGI application for one engine.
+
+    With its next `away` answers it sends clients away, politely. *workers* tells how many processes like this serve.
+    """
 
     def __init__(
         self,
@@ -110,8 +114,10 @@ class App:
         stage: Stage | None = None,
         tracing: Tracing | None = None,
         payloads: PayloadLog | None = None,
+        workers: Callable[[], int] = lambda: 1,
     ) -> None:
         self.draining = False
+        self.away = 0.0
         self.log = RequestLog(log, model=name, version=version)
         self.payloads = payloads
         self._tracing = tracing
@@ -127,7 +133,11 @@ class App:
             name=name,
             version=version,
             manifest=engine.manifest,
-            parameters=lambda: {"batching": engine.batching, **(stage.parameters if stage else {})},
+            parameters=lambda: {
+                "batching": engine.batching,
+                "workers": workers(),
+                **(stage.parameters if stage else {}),
+            },
         )
         if stage is not None:
             engine.metrics.also.append(stage.families)
@@ -151,6 +161,11 @@ class App:
             "/ready": Route(show=ready),
             "/metrics": Route(negotiate=expose),
         }
+
+    def drain(self) -> None:
+        """Be ready for nobody new, and send away everybody who is answered."""
+        self.draining = True
+        self.away = math.inf
 
     @property
     def ready(self) -> bool:
@@ -224,7 +239,8 @@ class App:
             (b"x-request-id", call.request_id.encode()),
             *reply.headers,
         ]
-        if self.draining:
+        if self.away:
+            self.away -= 1
             headers.append((b"connection", b"close"))
         if call.trace is not None and call.trace.parent_id:  # who sent none has no use for ours
             headers.append((b"traceparent", call.trace.traceparent.encode()))

@@ -27,16 +27,16 @@ def _scheduled() -> float:
 
 def _quotas(root: Path) -> Iterator[float]:
     mount = root / "sys/fs/cgroup"
-    for controllers, path in _groups(root):
+    for controllers, path in groups(root):
         if controllers == "":
-            for group in _upwards(mount, path):
+            for group in upwards(mount, path):
                 yield from _quota(_words(group / "cpu.max"))
         elif "cpu" in controllers.split(","):
-            for group in (g for name in ("cpu", controllers) for g in _upwards(mount / name, path)):
+            for group in (g for name in ("cpu", controllers) for g in upwards(mount / name, path)):
                 yield from _quota(_words(group / "cpu.cfs_quota_us") + _words(group / "cpu.cfs_period_us"))
 
 
-def _groups(root: Path) -> Iterator[tuple[str, str]]:
+def groups(root: Path) -> Iterator[tuple[str, str]]:
     """Yield the controllers and the path of each hierarchy that we are in; v2 names no controllers."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
@@ -47,7 +47,7 @@ def _groups(root: Path) -> Iterator[tuple[str, str]]:
         yield controllers, path
 
 
-def _upwards(mount: Path, path: str) -> Iterator[Path]:
+def upwards(mount: Path, path: str) -> Iterator[Path]:
     """Yield the group at *path* and all above it. In a container only the last, the mount itself, may be there."""
     inner = PurePosixPath(path.lstrip("/"))
     for part in (inner, *inner.parents):

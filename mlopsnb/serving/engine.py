@@ -107,9 +107,18 @@ class Engine:
         metrics.format = self.manifest.format
 
     @classmethod
-    def load(cls, path: Path, options: Options | None = None, metrics: Metrics | None = None) -> Engine:
+    def load(
+        cls,
+        path: Path,
+        options: Options | None = None,
+        metrics: Metrics | None = None,
+        *,
+        cpus: int | None = None,
+        plan: Plan | None = None,
+    ) -> Engine:
         """Load the package in *path*, warm it up on its golden example, and find out how it is best run.
 
+        It may use *cpus* processors, by default all that this process has. With *plan* that was found out already.
         Raises `BadPackage` if it is damaged, `UnknownBackend` or `MissingExtra` if its format is not installed,
         `ModelFailure` if the model cannot be loaded, does not run, or does not answer as its signature says.
         """
@@ -118,8 +127,10 @@ class Engine:
         begin = time.perf_counter()
         model = Model.load(package)
         load_seconds = time.perf_counter() - begin
-        cpus = max(1, math.floor(cpu.limit()))
-        plan = tuning.decide(tuning.measure(model, cpus, anew=partial(Model.load, package)), options, cpus)
+        if plan is None:
+            cpus = cpus or max(1, math.floor(cpu.limit()))
+            measured = tuning.measure(model, cpus, anew=partial(Model.load, package))
+            plan = tuning.decide(measured, options, cpus)
         tuning.set_threads(plan.threads)
         if tuning.threads_are_loaded() and (plan.threads > 1 or load_seconds < _QUICK_LOAD_SECONDS):
             model = Model.load(

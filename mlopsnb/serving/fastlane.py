@@ -276,7 +276,7 @@ class FastLane(HttpToolsProtocol):
         app.finished(call, reply.status)
         start = self.starts.of(reply, self.server_state.default_headers)
         keeps = exchange.keep_alive
-        if keeps and not reply.headers and not app.draining and call.trace is None:
+        if keeps and not reply.headers and not app.away and call.trace is None:
             own = b"content-length: %d\r\nx-request-id: %b\r\n" % (len(reply.body), call.request_id.encode())
         else:
             headers = app.own_headers(call, reply)

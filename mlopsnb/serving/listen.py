@@ -38,6 +38,25 @@ def bind_tcp(host: str, port: int) -> socket.socket:
     return sock
 
 
+def bind_grpc(host: str, port: int) -> socket.socket:
+    """Return a socket that holds the address for the workers, which bind to it as well (SO_REUSEPORT).
+
+    Nobody else has it: a socket that shares nothing was bound there just before.
+    """
+    try:
+        with bind_tcp(host, port) as alone:
+            family, address = alone.family, alone.getsockname()
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind(address)
+    except (CannotListen, OSError) as exc:
+        raise CannotListen(
+            f"cannot listen on {host}:{port} for gRPC",
+            hint="choose another port with --grpc-port, or 0 for any that is free",
+        ) from exc
+    return sock
+
+
 def inherit_tcp(fd: int) -> socket.socket:
     """Return the bound TCP socket that was inherited as *fd*; `CannotListen` if it is none."""
     try:

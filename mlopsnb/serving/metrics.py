@@ -1,7 +1,8 @@
 """What the runtime counts, for Prometheus. Counts predictions only, not probes, so that rates mean something.
 
 Counting is plain addition, on the event loop alone, as it is done for every request; names, labels and text come
-in when somebody asks, and so does prometheus_client, which a server can start without.
+in when somebody asks, and so does prometheus_client, which a server can start without. Of several workers each counts
+for itself, where the others see it; any of them tells the sums.
 """
 
 from __future__ import annotations
@@ -12,68 +13,121 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
+    from prometheus_client.registry import Collector
+
+from mlopsnb.serving.board import Alone, Part, Row
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _FINE_SECONDS = (0.00001, 0.000025, 0.00005, 0.0001, 0.00025, *_SECONDS)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_CODES = 600
+_OTHERS = 64
 
 
 class _Histogram:
-    """Counts by bucket, the last one without a bound, and the sum."""
+    """Counts by bucket, of which the last has no bound, and behind them the sum."""
 
-    __slots__ = ("_bounds", "_counts", "_total")
+    __slots__ = ("_bounds", "_cells", "_part")
 
-    def __init__(self, bounds: Sequence[float]) -> None:
+    def __init__(self, bounds: Sequence[float], counters: Alone | Row) -> None:
         self._bounds = tuple(map(float, bounds))
-        self._counts = [0] * (len(bounds) + 1)
-        self._total = 0.0
+        self._part = counters.take(len(bounds) + 2)
+        self._cells = self._part.own
 
     def observe(self, value: float) -> None:
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._total += value
+        cells = self._cells
+        cells[bisect_left(self._bounds, value)] += 1
+        cells[-1] += value
 
     def family(self, name: str, told: str, labels: dict[str, str]) -> Metric:
         buckets: list[tuple[str, float]] = []
-        below = 0
-        for bound, count in zip((*map(str, self._bounds), "+Inf"), self._counts, strict=True):
+        below = 0.0
+        *counts, total = self._part.total()
+        for bound, count in zip((*map(str, self._bounds), "+Inf"), counts, strict=True):
             below += count
             buckets.append((bound, below))
         from prometheus_client.metrics_core import HistogramMetricFamily
 
         family = HistogramMetricFamily(name, told, labels=list(labels))
-        family.add_metric(list(labels.values()), buckets, self._total)
+        family.add_metric(list(labels.values()), buckets, total)
         return family
+
+
+class _Others:
+    """What others count for themselves, noted where all workers see it. They always tell the same series."""
+
+    def __init__(self, part: Part) -> None:
+        self._part = part
+        self._before = list(part.own)
+
+    def note(self, families: Iterable[Metric]) -> None:
+        """Note the present values; counters go on from where the last worker in this place was."""
+        values = [
+            (family.type == "counter", sample.value) for family in families for sample in family.samples
+        ]
+        for cell, (counts, value) in enumerate(values):
+            self._part.own[cell] = value + (self._before[cell] if counts else 0)
+
+    def summed(self, families: Sequence[Metric]) -> Iterator[Metric]:
+        """Yield *families* with the sums over all workers."""
+        self.note(families)
+        totals = iter(self._part.total())
+        for family in families:
+            family.samples = [sample._replace(value=next(totals)) for sample in family.samples]
+            yield family
 
 
 class Metrics:
     """The counters of one server; each series has the labels `model_name` and `model_version`.
 
     `queue_rows` tells what waits, `format` is the model's; whoever loads the model sets both. `also` are those who
-    count for themselves: each is given these labels and returns its families.
+    count for themselves: each is given these labels and returns its families. *counters* is where we keep ours,
+    *processes* tells what the system knows of the processes that serve.
     """
 
-    def __init__(self, name: str, version: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        *,
+        counters: Alone | Row | None = None,
+        processes: Collector | None = None,
+    ) -> None:
+        counters = counters or Alone()
         self._labels = {"model_name": name, "model_version": version}
-        self._requests: dict[int, int] = {}
-        self._in_progress = 0
-        self._duration = _Histogram(_SECONDS)
-        self._rows = _Histogram(_ROWS)
-        self._waited = _Histogram(_FINE_SECONDS)
-        self._model = _Histogram(_FINE_SECONDS)
+        self._all_requests = counters.take(_CODES)
+        self._requests = self._all_requests.own
+        self._all_now = counters.take(2)
+        self._now = self._all_now.own
+        self._now[0] = self._now[1] = 0
+        self._duration = _Histogram(_SECONDS, counters)
+        self._rows = _Histogram(_ROWS, counters)
+        self._waited = _Histogram(_FINE_SECONDS, counters)
+        self._model = _Histogram(_FINE_SECONDS, counters)
+        self._others = _Others(counters.take(_OTHERS))
         self.queue_rows: Callable[[], int] = lambda: 0
         self.also: list[Callable[[Mapping[str, str]], Iterable[Metric]]] = []
         self.format = ""
+        self._processes = processes
         self._registry: Any = None
 
     def started(self) -> None:
         """A prediction request has come."""
-        self._in_progress += 1
+        self._now[0] += 1
 
     def finished(self, code: int, seconds: float) -> None:
         """A prediction request was answered with *code*."""
-        self._in_progress -= 1
-        self._requests[code] = self._requests.get(code, 0) + 1
+        self._now[0] -= 1
+        self._requests[code] += 1
         self._duration.observe(seconds)
+
+    def note(self) -> None:
+        """Note what is not counted here but looked up, for the workers beside us."""
+        self._now[1] = self.queue_rows()
+        self._others.note(self._told_by_others())
+
+    def _told_by_others(self) -> list[Metric]:
+        return [family for families in self.also for family in families(self._labels)]
 
     def waited(self, until: float, since: Iterable[float]) -> None:
         """Requests, or pieces of them, that came at *since* have waited for their call of the model *until* now."""
@@ -101,12 +155,15 @@ class Metrics:
         requests = CounterMetricFamily(
             "mlopsnb_request", "Prediction requests by status code.", labels=[*names, "code"]
         )
-        for code, count in sorted(self._requests.items()):
-            requests.add_metric([*values, str(code)], count)
+        for code, count in enumerate(self._all_requests.total()):
+            if count:
+                requests.add_metric([*values, str(code)], count)
         yield requests
+        self._now[1] = self.queue_rows()
+        in_progress, queue_rows = self._all_now.total()
         for name, told, value in (
-            ("mlopsnb_request_in_progress", "Prediction requests now in work.", self._in_progress),
-            ("mlopsnb_queue_rows", "Rows that wait for the model.", self.queue_rows()),
+            ("mlopsnb_request_in_progress", "Prediction requests now in work.", in_progress),
+            ("mlopsnb_queue_rows", "Rows that wait for the model.", queue_rows),
         ):
             gauge = GaugeMetricFamily(name, told, labels=names)
             gauge.add_metric(values, value)
@@ -122,8 +179,7 @@ class Metrics:
             ("mlopsnb_model_seconds", "Seconds in one call of the model.", self._model),
         ):
             yield histogram.family(name, told, self._labels)
-        for families in self.also:
-            yield from families(self._labels)
+        yield from self._others.summed(self._told_by_others())
 
     def expose(self, accept: str = "") -> tuple[bytes, str]:
         """Return all of it and its content type: Prometheus' text format, or OpenMetrics if *accept* asks for it."""
@@ -132,7 +188,7 @@ class Metrics:
 
         if self._registry is None:
             self._registry = CollectorRegistry()
-            ProcessCollector(registry=self._registry)
+            self._registry.register(self._processes or ProcessCollector(registry=None))
             self._registry.register(self)
         encode, content_type = choose_encoder(accept)
         return encode(self._registry), content_type

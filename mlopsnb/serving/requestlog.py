@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from select import PIPE_BUF
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import orjson
@@ -32,6 +34,25 @@ class Sink(Protocol):
 
     def flush(self) -> object:
         """Hand on what was taken."""
+
+
+class WholeLines:
+    """A file that several processes write to: cut between lines, into what a pipe takes in one piece."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def write(self, data: bytes, /) -> None:
+        """Write *data*, whole lines. One line of more than a pipe takes may be mixed with others."""
+        start = 0
+        while start < len(data):
+            stop = len(data)
+            if stop - start > PIPE_BUF:
+                stop = data.rfind(b"\n", start, start + PIPE_BUF) + 1 or data.find(b"\n", start) + 1
+            start += os.write(self._fd, data[start:stop])
+
+    def flush(self) -> None:
+        """Do nothing: nothing is kept back."""
 
 
 class Gathered(Generic[_Item]):

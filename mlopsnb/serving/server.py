@@ -106,7 +106,7 @@ class Server(uvicorn.Server):
             os._exit(128 + sig)
         if sig == signal.SIGINT:
             self._drain_seconds = 0.0
-        self._app.draining = True
+        self._app.drain()
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

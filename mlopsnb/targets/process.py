@@ -246,6 +246,7 @@ class _Launch:
             *("--name", self.name, "--version", _model_version(self.revision)),
             *("--uds", str(self.files.http), "--control", str(self.files.control)),
             *("--log-file", str(self.files.log)),  # the same as descriptors 1 and 2, which it keeps bounded
+            *("--workers", str(self.revision.workers)),
             *("--ready-fd", str(_CHILD_READY_FD), "--alive-fd", str(_CHILD_ALIVE_FD)),
             *(("--cache-bytes", str(self.revision.cache_bytes)) if self.revision.cache_bytes else ()),
             *(("--fallback", str(self.revision.fallback)) if self.revision.fallback else ()),
@@ -339,7 +340,10 @@ def _bind(port: int | None) -> socket.socket:
 def _signal(files: RevisionFiles, number: signal.Signals) -> None:
     if files.is_alive() and (pid := files.pid) is not None:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
+            if number == signal.SIGKILL:  # the workers too, of whom it is the leader
+                os.killpg(pid, number)
+            else:
+                os.kill(pid, number)
 
 
 def _wait_end(files: RevisionFiles) -> None:

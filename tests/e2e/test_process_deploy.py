@@ -159,6 +159,30 @@ def test_redeploy_and_rollback_fail_no_request(state):
     ]
 
 
+def test_a_killed_worker_comes_back_and_its_number_outlives_a_rollback(state):
+    first = Net()
+    dep = ml.deploy(first, name="several", example=X[:5], workers=2)
+    [supervisor] = [p for p in servers(state) if p.parent() not in servers(state)]
+
+    def workers():
+        return httpx.get(f"{dep.url}/v2/models/several").json()["parameters"]["workers"]
+
+    while workers() < 2:
+        pass
+    killed = supervisor.children()[0]
+    killed.kill()
+    psutil.wait_procs([killed], timeout=10)
+    np.testing.assert_allclose(dep.predict(X), original(first), atol=1e-6)
+    while workers() < 2:
+        pass
+    ml.deploy(Net(2.0), name="several", example=X[:5])
+    assert workers() == 1
+    dep.rollback()
+    np.testing.assert_allclose(dep.predict(X), original(first), atol=1e-6)
+    while workers() < 2:
+        pass
+
+
 def test_without_a_revision_before_there_is_no_rollback(state):
     dep = ml.deploy(Net(), name="single", example=X[:5])
     with pytest.raises(ml.UserError, match="'single' has no revision to roll back to"):
@@ -351,6 +375,9 @@ def test_wrong_calls_say_what_is_right(state):
     for port in (0, 65536, "80", True):
         with pytest.raises(ml.UserError, match="port must be a number from 1 to 65535"):
             ml.deploy(Net(), name="m", example=X, port=port)
+    for workers in (0, 257, "auto", True):
+        with pytest.raises(ml.UserError, match="workers must be a number from 1 to 256"):
+            ml.deploy(Net(), name="m", example=X, workers=workers)
     for env in ({"A": 1}, {"A=B": "c"}):
         with pytest.raises(ml.UserError, match="cannot be an environment variable"):
             ml.deploy(Net(), name="m", example=X, env=env)

@@ -5,31 +5,20 @@ import subprocess
 import sys
 
 MODULES = [
+    *("app", "batcher", "binary", "board", "cpu", "dispatch", "engine", "errors"),
+    *("fastlane", "handover", "listen", "logfile", "memory", "metrics", "model", "payloads"),
     *(
-        "app",
-        "batcher",
-        "binary",
-        "cpu",
-        "engine",
-        "errors",
-        "fastlane",
-        "handover",
-        "listen",
-        "logfile",
-        "metrics",
-    ),
-    *(
-        "model",
-        "payloads",
+        "processes",
         "protocols",
+        "readypipe",
         "requestlog",
         "routes",
         "server",
+        "supervisor",
         "tracecontext",
         "tracing",
-        "tuning",
     ),
-    *("v2", "values", "__main__"),
+    *("tuning", "v2", "values", "worker", "workers", "__main__"),
 ]
 HEAVY = {"opentelemetry", "torch", "tensorflow", "mlflow", "IPython", "pandas", "httpx"}
 NOTEBOOK_SIDE = {f"mlopsnb.{name}" for name in ("notebook", "flow", "targets", "tracking", "monitoring")}
@@ -51,3 +40,8 @@ def test_the_codec_is_cheap_to_load():
     assert {"numpy", "msgspec", "orjson"} <= loaded
     assert loaded & {"uvicorn", "uvloop", "httptools", "prometheus_client", "asyncio"} == set()
     assert loaded & (HEAVY | NOTEBOOK_SIDE) == set()
+
+
+def test_the_supervisor_stays_small():
+    loaded = loaded_by("mlopsnb.serving.__main__", "mlopsnb.serving.supervisor", "mlopsnb.serving.board")
+    assert loaded & {"asyncio", "numpy", "uvicorn", "uvloop", "orjson", "ssl", "prometheus_client"} == set()

@@ -35,10 +35,11 @@ _log = logging.getLogger("mlopsnb.serving")
 
 
 class GrpcServer:
-    """Serves *app*'s model on a port of its own; 0 takes any that is free."""
+    """Serves *app*'s model on a port of its own; 0 takes any that is free. *shared*: other workers have it too."""
 
-    def __init__(self, app: App, *, host: str, port: int) -> None:
+    def __init__(self, app: App, *, host: str, port: int, shared: bool = False) -> None:
         self._app = app
+        self._shared = shared
         self._address = f"[{host}]" if ":" in host else host
         self._port = port
         self._server: Any = None
@@ -54,7 +55,7 @@ class GrpcServer:
         options = [
             ("grpc.max_receive_message_length", limit),
             ("grpc.max_send_message_length", -1),
-            ("grpc.so_reuseport", 0),  # a port that is taken is an error, not a share
+            ("grpc.so_reuseport", int(self._shared)),  # else a port that is taken is an error
         ]
         self._server = grpc.aio.server(options=options)
         service = _Service(self._app)
