@@ -47,8 +47,8 @@ def routes(model: ServedModel) -> dict[str, Route]:
         return decode(body, headers.get(b"content-type", b"").decode("latin-1"), model.signature, bulk)
 
     return {
-        "/ping": Route(show=ping, error=error),
-        "/health": Route(show=ping, error=error),
+        "/ping": Route(show=ping, error=error, probe=True),
+        "/health": Route(show=ping, error=error, probe=True),
         "/version": Route(show=version, error=error),
         "/invocations": Route(decode=invoke, error=error),
     }
@@ -57,6 +57,7 @@ def routes(model: ServedModel) -> dict[str, Route]:
 def error(status: int, message: str) -> bytes:
     """Return an error as MLflow's clients show it."""
     code = {
+        401: "UNAUTHENTICATED",
         429: "REQUEST_LIMIT_EXCEEDED",
         503: "TEMPORARILY_UNAVAILABLE",
         504: "DEADLINE_EXCEEDED",

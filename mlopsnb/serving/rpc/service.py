@@ -17,11 +17,13 @@ from mlopsnb.serving import v2
 from mlopsnb.serving.app import CLIENT_LEFT, begin, status_of
 from mlopsnb.serving.errors import CannotListen, stack
 from mlopsnb.serving.protocols.open_inference import server_metadata
-from mlopsnb.serving.rpc import codec
+from mlopsnb.serving.rpc import codec, security
 from mlopsnb.serving.rpc.messages import METHODS, SERVICE, message
 
 if TYPE_CHECKING:
     from mlopsnb.serving.app import App, Call
+    from mlopsnb.serving.connections import ConnectionLimits
+    from mlopsnb.serving.tls import Tls
 
 _STATUSES = {
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -37,8 +39,12 @@ _log = logging.getLogger("mlopsnb.serving")
 class GrpcServer:
     """Serves *app*'s model on a port of its own; 0 takes any that is free."""
 
-    def __init__(self, app: App, *, host: str, port: int) -> None:
+    def __init__(
+        self, app: App, *, host: str, port: int, limits: ConnectionLimits, tls: Tls | None = None
+    ) -> None:
         self._app = app
+        self._limits = limits
+        self._tls = tls
         self._address = f"[{host}]" if ":" in host else host
         self._port = port
         self._server: Any = None
@@ -55,8 +61,11 @@ class GrpcServer:
             ("grpc.max_receive_message_length", limit),
             ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", 0),  # a port that is taken is an error, not a share
+            *security.options(self._limits),
         ]
-        self._server = grpc.aio.server(options=options)
+        tokens = self._app.tokens
+        interceptors = [] if tokens is None else [security.Guard(self._app, tokens)]
+        self._server = grpc.aio.server(options=options, interceptors=interceptors)
         service = _Service(self._app)
         handlers = {
             name: grpc.unary_unary_rpc_method_handler(
@@ -68,7 +77,10 @@ class GrpcServer:
         }
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
         try:
-            self._port = self._server.add_insecure_port(self.address)
+            if self._tls is None:
+                self._port = self._server.add_insecure_port(self.address)
+            else:
+                self._port = self._server.add_secure_port(self.address, security.credentials(self._tls))
         except RuntimeError as exc:
             raise CannotListen(
                 f"cannot listen on {self.address} for gRPC",
