@@ -320,16 +320,15 @@ class Watch:
 
 
 class TurnedAway(asyncio.Protocol):
-    """A connection for which there is no room. Is told so, if it speaks plainly and there are not too many such."""
+    """A connection for which there is no room. Is told so, if there are not too many such."""
 
     def __init__(self, door: Door, answer: bytes) -> None:
         self._now = door.turned_away
         self._answer = answer
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Answer before anything was asked, and wait a moment until that is read."""
-        assert isinstance(transport, asyncio.Transport)
-        if not self._answer or len(self._now) >= _MOST_TURNED_AWAY:
+        if len(self._now) >= _MOST_TURNED_AWAY:
             transport.abort()
             return
         self._now.add(self)

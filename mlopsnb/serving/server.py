@@ -20,9 +20,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from mlopsnb.serving import connections, fastlane
 from mlopsnb.serving.connections import ConnectionLimits, Door, TurnedAway, Watch
 from mlopsnb.serving.errors import CannotListen
-from mlopsnb.serving.handover import ControlSocket, PublicListener
+from mlopsnb.serving.handover import Accepting, ControlSocket, PublicListener
 from mlopsnb.serving.listen import BACKLOG, Sockets
-from mlopsnb.serving.tls import Handshake, Tls
+from mlopsnb.serving.tls import Acceptor, Tls
 
 if TYPE_CHECKING:
     from mlopsnb.serving.app import App
@@ -75,7 +75,7 @@ class Server(uvicorn.Server):
         self._watch = Watch(self._limits)
         self._watched = 0.0
         self._protocol = fastlane.protocol(app, self._door)
-        self._listener = PublicListener(self._make_public)
+        self._listener = PublicListener(self._accept)
         self._control: ControlSocket | None = None
         self._private: asyncio.Server | None = None
 
@@ -87,11 +87,13 @@ class Server(uvicorn.Server):
         return self._make_protocol()
 
     def _make_public(self) -> asyncio.Protocol:
-        if not self._door.enter():
-            return TurnedAway(self._door, b"" if self._tls else self._full())
-        if self._tls is None:
-            return self._make_protocol()
-        return Handshake(self._tls, self._make_protocol, seconds=self._limits.head, failed=self._door.leave)
+        return self._make_protocol() if self._door.enter() else TurnedAway(self._door, self._full())
+
+    async def _accept(self, sock: socket.socket) -> Accepting:
+        if self._tls is not None:
+            return Acceptor(sock, self._tls, self._make_protocol, door=self._door, seconds=self._limits.head)
+        loop = asyncio.get_running_loop()
+        return await loop.create_server(self._make_public, sock=sock, backlog=BACKLOG)
 
     def _full(self) -> bytes:
         message = f"the server has {self._door.most} connections, its limit; try again in a second"

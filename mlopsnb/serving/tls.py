@@ -2,20 +2,28 @@
 
 Versions from 1.2 on. With a client CA, only clients with a certificate of it get through the handshake (mTLS). What
 the server would present is tried out in memory first, so that an expired or foreign certificate is a message at
-start and no riddle for clients. Sockets are given in: this knows none of its own.
+start and no riddle for clients.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mlopsnb.serving.errors import BadSecret
+from mlopsnb.serving.listen import BACKLOG
 
+if TYPE_CHECKING:
+    from mlopsnb.serving.connections import Door
+
+_AT_ONCE = 64
+_PAUSE_SECONDS = 0.5
 _Stamp = tuple[tuple[int, int, int], ...]
 _log = logging.getLogger("mlopsnb.serving")
 
@@ -163,63 +171,69 @@ def _try_out(context: ssl.SSLContext, client: ssl.SSLContext) -> None:
             sides.remove(side)
 
 
-class Handshake(asyncio.Protocol):
-    """A connection before it is secure. Then *make* gives the protocol that goes on; if it fails, *failed* is told.
+class Acceptor:
+    """Accepts connections on *sock*, each with the identity that the server has then, and counts them at *door*.
 
-    What the client sends at once is kept for the protocol, which is made when there is something to be answered.
+    Unlike a server of the event loop's, it knows those whose handshake is not done yet, which cost a descriptor too.
     """
 
     def __init__(
         self,
+        sock: socket.socket,
         tls: Tls,
         make: Callable[[], asyncio.Protocol],
         *,
+        door: Door,
         seconds: float,
-        failed: Callable[[], None],
     ) -> None:
+        self._sock = sock
         self._tls = tls
         self._make = make
+        self._door = door
         self._seconds = seconds
-        self._failed = failed
-        self._early: list[bytes] = []
-        self._lost = False
-        self._task: asyncio.Task[None] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+        sock.setblocking(False)
+        sock.listen(BACKLOG)
+        self._loop.add_reader(sock, self._accept)
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin the handshake."""
-        assert isinstance(transport, asyncio.Transport)
-        transport.pause_reading()  # until it is known who reads
-        self._task = asyncio.get_running_loop().create_task(self._shake(transport))
+    def _accept(self) -> None:
+        for _ in range(_AT_ONCE):
+            try:
+                peer, _ = self._sock.accept()
+            except (BlockingIOError, ConnectionError, InterruptedError):
+                return
+            except OSError as exc:  # out of descriptors or memory; others may give some back
+                _log.warning("no connection can be accepted: %s", exc)
+                self._loop.remove_reader(self._sock)
+                self._loop.call_later(_PAUSE_SECONDS, self._go_on)
+                return
+            if not self._door.enter():  # it could not be told so without a handshake
+                peer.close()
+                continue
+            task = self._loop.create_task(self._shake(peer))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
-    async def _shake(self, transport: asyncio.Transport) -> None:
-        secured = None
+    def _go_on(self) -> None:
+        if self._sock.fileno() != -1:
+            self._loop.add_reader(self._sock, self._accept)
+
+    async def _shake(self, peer: socket.socket) -> None:
+        """Shake hands; from then on it is a connection like others, which leaves by itself."""
         try:
-            secured = await asyncio.get_running_loop().start_tls(
-                transport,
-                self,
-                self._tls.identity.context,
-                server_side=True,
+            peer.setblocking(False)
+            await self._loop.connect_accepted_socket(
+                self._make,
+                peer,
+                ssl=self._tls.identity.context,
                 ssl_handshake_timeout=self._seconds,
                 ssl_shutdown_timeout=self._seconds,
             )
-        except OSError:  # no TLS, no certificate of ours, gone, or too slow
-            pass
-        finally:
-            if secured is None or self._lost:
-                self._failed()
-                transport.abort()
-        if secured is None or self._lost:
-            return
-        protocol = self._make()
-        secured.set_protocol(protocol)
-        protocol.connection_made(secured)
-        for data in self._early:
-            protocol.data_received(data)
+        except OSError:  # no TLS, no certificate that we take, gone, or too slow
+            self._door.leave()
 
-    def data_received(self, data: bytes) -> None:
-        """Keep what came together with the end of the handshake."""
-        self._early.append(data)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Note that there is nobody left to answer."""
-        self._lost = True
+    def close(self) -> None:
+        """Accept no more. Connections that are open live on."""
+        self._loop.remove_reader(self._sock)
+        self._sock.close()
