@@ -214,7 +214,7 @@ class App:
         call = begin("", "", {})
         if log:
             self._write_log(call, reply.status)
-        return self.headers(call, reply)
+        return [*self.common_headers(reply), *self.own_headers(call, reply)]
 
     def _failed(self, call: Call, route: Route, exc: Exception) -> Reply:
         status = status_of(exc)

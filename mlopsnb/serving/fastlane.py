@@ -94,6 +94,12 @@ def protocol(app: App, door: Door | None = None) -> type[HttpToolsProtocol]:
     return type("FastLane", (base,), made)
 
 
+def forget_heads(made: type[HttpToolsProtocol]) -> None:
+    """Look at each head anew from now on: whom it lets in has changed."""
+    if issubclass(made, FastLane):
+        made.heads.clear()
+
+
 class _NobodyWaits:
     """In the place of the event that wakes an ASGI task."""
 
@@ -327,7 +333,10 @@ class FastLane(Connection):
 
 
 class GuardedLane(FastLane):
-    """A fast lane for clients with a token; all others are answered in the other one."""
+    """A fast lane for clients with a token; all others are answered in the other one.
+
+    A head that is kept holds a token that was good, so that it is not looked at again until the tokens change.
+    """
 
     def _is_plain(self, headers: dict[bytes, bytes]) -> bool:
         tokens = self.app_.tokens

@@ -107,10 +107,15 @@ class Server(uvicorn.Server):
             self._watched = now
             await self._watch.look(self.server_state.connections, now)
         if not counter % 10:
-            for files in (self._app.tokens, self._tls):
-                if files is not None:
-                    files.refresh()
+            self._refresh()
         return await super().on_tick(counter)
+
+    def _refresh(self) -> None:
+        """Follow the files of tokens and TLS."""
+        if self._app.tokens is not None and self._app.tokens.refresh():
+            fastlane.forget_heads(self._protocol)
+        if self._tls is not None:
+            self._tls.refresh()
 
     def run_until_stopped(self) -> None:
         """Serve on the fastest event loop there is. Raises `CannotListen` if an address was taken meanwhile."""

@@ -46,24 +46,25 @@ class Tokens:
             found |= compare_digest(digest, known)
         return found and scheme.lower() == b"bearer"
 
-    def refresh(self) -> None:
-        """Read the file again if it has changed; cheap if not.
+    def refresh(self) -> bool:
+        """Read the file again if it has changed, and say whether it has; cheap if not.
 
         A file that was emptied lets nobody in. One that cannot be used leaves the tokens as they are, and the log
         says so.
         """
         try:
             if _stamp(self._path.stat()) == self._stamp:
-                return
+                return False
             self._stamp, self._digests = _read(self._path)
         except (OSError, BadSecret) as exc:
             problem = exc.message if isinstance(exc, BadSecret) else f"{self._path}: {exc.strerror or exc}"
             if problem != self._told:
                 _log.error("the tokens stay as they were: %s", problem)
             self._told = problem
-            return
+            return False
         self._told = ""
         _log.warning("the token file was read again; it holds %d", len(self._digests))
+        return True
 
 
 def _read(path: Path) -> tuple[_Stamp, tuple[bytes, ...]]:

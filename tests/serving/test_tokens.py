@@ -134,6 +134,22 @@ def test_metrics_and_log_tell_of_401_and_never_of_tokens(guarded, body):
     assert "-token" not in "".join(guarded.log_lines) + guarded.errors + counted
 
 
+def test_a_head_that_is_known_does_not_outlive_its_token(guarded, body, token_file):
+    with contextlib.closing(guarded.connect()) as connection:
+
+        def status():
+            connection.request("POST", "/v2/models/affine/infer", json.dumps(body()), bearer("first-token"))
+            response = connection.getresponse()
+            response.read()
+            return response.status
+
+        assert [status() for _ in range(3)] == [200] * 3
+        write(token_file, "second-token=\n")
+        end = time.monotonic() + 10
+        while status() != 401:
+            assert time.monotonic() < end
+
+
 def status_until(runtime, token, wanted):
     """Ask until the status is *wanted*."""
     end = time.monotonic() + 10
