@@ -186,9 +186,9 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Check the head before anything is done for it."""
         self.check_head()
+        super().on_headers_complete()
         self.phase = BODY
         self.mark = self.received
-        super().on_headers_complete()
         self.headers = _NO_TRAILERS
 
     def check_head(self) -> None:
@@ -200,6 +200,8 @@ class Connection(HttpToolsProtocol):
             size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in fields)
             if size > HEAD_BYTES:
                 raise Refusal(431, f"the head of the request is larger than {HEAD_BYTES} bytes")
+        if self.parser.get_method() == b"CONNECT":
+            raise Refusal(400, "this server is no proxy")
         if self.parser.should_upgrade() and any(
             name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
             for name, value in fields
