@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from mlopsnb.errors import MlopsnbError
 from mlopsnb.serving import v2
@@ -69,8 +72,8 @@ class GrpcServer:
         service = _Service(self._app)
         handlers = {
             name: grpc.unary_unary_rpc_method_handler(
-                getattr(service, name),
-                request_deserializer=message(f"{name}Request").FromString,
+                _readable(getattr(service, name)),
+                request_deserializer=partial(_read, message(f"{name}Request")),
                 response_serializer=message(f"{name}Response").SerializeToString,
             )
             for name in METHODS
@@ -92,6 +95,23 @@ class GrpcServer:
         """Take no more calls and answer those in work, which is done when the longest has had its time."""
         if self._server is not None:
             await self._server.stop(self._app.request_timeout)
+
+
+def _read(kind: Any, data: bytes) -> Any:
+    """Return *data* as a message, or None; gRPC's own answer to what is none is that of a fault of ours."""
+    try:
+        return kind.FromString(data)
+    except DecodeError:
+        return None
+
+
+def _readable(method: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
+    async def answer(request: Any, context: Any) -> Any:
+        if request is None:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the message is not the one of this call")
+        return await method(request, context)
+
+    return answer
 
 
 class _Service:
