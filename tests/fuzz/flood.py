@@ -89,6 +89,11 @@ HTTP_WORDS = (
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     ),
 )
+CODES = {
+    grpc.StatusCode.INVALID_ARGUMENT: 400,
+    grpc.StatusCode.NOT_FOUND: 404,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: 413,
+}
 STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
 
 
@@ -248,8 +253,9 @@ class Flood:
                     await call(good if fair else mutated, timeout=PATIENCE)
                     status = 200
                 except grpc.aio.AioRpcError as exc:
-                    known = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND)
-                    status = 400 if exc.code() in known else 500
+                    status = CODES.get(exc.code(), 500)
+                    if status == 500:
+                        self.faults.append(f"{exc.code()}: {exc.details()} for {len(mutated)} bytes")
                 self.told(status, mutated)
                 if fair and status != 200:
                     self.faults.append("a good call failed")

@@ -12,9 +12,11 @@ import subprocess
 import threading
 import time
 from ipaddress import ip_address
+from pathlib import Path
 
 import grpc
 import httpx
+import numpy as np
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -23,6 +25,7 @@ from cryptography.x509.oid import NameOID
 
 from mlopsnb.serving.rpc.messages import SERVICE, message
 
+TRITON_PYTHON = Path(__file__).parents[2] / ".venv" / "triton" / "bin" / "python"
 INFER = "/v2/models/affine/infer"
 DAY = datetime.timedelta(days=1)
 EVERYTHING = dict.fromkeys(
@@ -144,6 +147,26 @@ def test_httpx_and_curl(secure, authority, body):
         f"{runtime.report['url']}/healthz",
     ]
     assert json.loads(subprocess.run(curl, capture_output=True, check=True).stdout) == {"live": True}
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("how", ["http-binary", "http-json", "grpc"])
+def test_tritons_client(serve, make_echo, authority, options, tmp_path, how):
+    array = np.array([[1.5, -2.0], [3.0, 4.25]], np.float32)
+    runtime = serve(make_echo({"a": array}), "--port", "0", "--grpc-port", "0", *options)
+    sent, came = tmp_path / "sent.npz", tmp_path / "came.npz"
+    np.savez(sent, a=array)
+    port = (runtime.report["grpc" if how == "grpc" else "url"]).rpartition(":")[2]
+    script = Path(__file__).with_name("triton_client.py")
+    done = subprocess.run(
+        [TRITON_PYTHON, script, how, f"localhost:{port}", "echo", sent, came, authority.path],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["ready"] == [True] * 3
+    assert np.load(came)["a"].tolist() == array.tolist()
 
 
 def test_plain_http_and_old_versions_do_not_get_in(secure, authority, body):
