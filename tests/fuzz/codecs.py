@@ -15,7 +15,7 @@ import atheris
 with atheris.instrument_imports(include=["mlopsnb.serving"]):
     import targets
 
-LONGEST_INPUT = 16_384
+LONGEST_INPUT = 65_536
 SECONDS = 5
 
 

@@ -49,6 +49,13 @@ GOOD = [
     ("/invocations", JSON, b'{"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1.5, 2.0, 3]]}}'),
     ("/invocations", {"content-type": "text/csv"}, b"a,b,c\n1.5,2.0,3\n"),
 ]
+MANY = {"x": targets.MANY, "n": np.arange(2000).reshape(2000, 1)}
+COLUMNS = json.dumps({"inputs": {name: array.tolist() for name, array in MANY.items()}}).encode()
+LARGE = [
+    ("/v2/models/m/infer", v2.encode_request(MANY)),
+    ("/v1/models/m:predict", COLUMNS),
+    ("/invocations", COLUMNS),
+]
 BINARY = v2.encode_binary_request({"x": X, "n": N})
 HTTP_WORDS = (
     *(
@@ -164,6 +171,9 @@ class Flood:
             return framed(
                 GOOD[0][0], {"inference-header-content-length": str(length)}, mutated[:99_000]
             ), False
+        if random.random() < 0.05:
+            path, body = random.choice(LARGE)
+            return framed(path, JSON, targets.mutated(body, targets.JSON_WORDS, random)[:100_500]), False
         path, headers, body = random.choice(GOOD)
         if random.random() < 0.02:
             return framed(path, headers, body), True

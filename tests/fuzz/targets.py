@@ -48,6 +48,9 @@ ARRAYS = {
     "b": np.array([[True, False], [False, True]]),
 }
 
+MANY = (np.arange(4000, dtype=np.float32) / 8).reshape(2000, 2)
+"""Large bodies are read in another way than small ones."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
@@ -208,7 +211,7 @@ TARGETS = {
     ),
     "v2-plain": Target(
         run=over_http("/v2/models/m/infer", PLAIN, without),
-        seeds=requests({"x": ARRAYS["x"].astype(np.float32)}),
+        seeds=(*requests({"x": ARRAYS["x"].astype(np.float32)}), *requests({"x": MANY})),
         words=JSON_WORDS,
     ),
     "v2-binary": Target(
@@ -218,6 +221,21 @@ TARGETS = {
         run=over_http("/v1/models/m:predict", MIXED, without),
         seeds=(dumps({"instances": ROWS}), dumps({"inputs": NESTED, "signature_name": "serving_default"})),
         words=(*JSON_WORDS, b'"instances":', b'"inputs":'),
+    ),
+    "tfserving-plain": Target(
+        run=over_http("/v1/models/m:predict", PLAIN, without),
+        seeds=tuple(
+            dumps({key: MANY[:rows].tolist()}) for key in ("instances", "inputs") for rows in (2, 2000)
+        ),
+        words=(*JSON_WORDS, b'"instances":', b'"inputs":'),
+    ),
+    "mlflow-plain": Target(
+        run=over_http("/invocations", PLAIN, lambda _: {b"content-type": b"application/json"}),
+        seeds=(
+            *(dumps({key: MANY.tolist()}) for key in ("instances", "inputs")),
+            dumps({"dataframe_split": {"columns": ["a", "b"], "data": MANY.tolist()}}),
+        ),
+        words=(*JSON_WORDS, b'"instances":', b'"inputs":', b'"columns":', b'"data":'),
     ),
     "mlflow-json": Target(
         run=over_http("/invocations", FRAME, lambda _: {b"content-type": b"application/json"}),

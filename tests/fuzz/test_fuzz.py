@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-CODECS = ["grpc", "mlflow-csv", "mlflow-json", "tfserving", "v2", "v2-binary", "v2-plain"]
+LARGE = ["mlflow-plain", "tfserving-plain", "v2-plain"]
+CODECS = ["grpc", "mlflow-csv", "mlflow-json", *LARGE, "tfserving", "v2", "v2-binary"]
 
 
 def run(script, *arguments):
