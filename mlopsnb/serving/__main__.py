@@ -20,17 +20,16 @@ from mlopsnb.errors import MissingExtra, MlopsnbError
 from mlopsnb.extras import need
 from mlopsnb.manifest import BadPackage
 from mlopsnb.serving.errors import BadOption, BadSecret, CannotListen
+from mlopsnb.serving.guards import Guards, add_options, guards
 from mlopsnb.serving.listen import Sockets, open_sockets
 from mlopsnb.serving.logfile import MAX_BYTES, LogFile
 
 if TYPE_CHECKING:
     from mlopsnb.serving.app import App
-    from mlopsnb.serving.connections import ConnectionLimits
     from mlopsnb.serving.engine import Engine
     from mlopsnb.serving.payloads import PayloadLog
     from mlopsnb.serving.requestlog import Sink
     from mlopsnb.serving.rpc.service import GrpcServer
-    from mlopsnb.serving.tls import Tls
     from mlopsnb.serving.tuning import Options
 
 DEFAULT_PORT = 8080
@@ -48,10 +47,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"file descriptor {fd} is not open")
     if args.log_payload_file is not None and args.log_payloads is None:
         parser.error("--log-payload-file needs --log-payloads")
-    if (args.tls_certificate is None) != (args.tls_key is None):
-        parser.error("--tls-certificate and --tls-key go together")
-    if args.tls_client_ca is not None and args.tls_key is None:
-        parser.error("--tls-client-ca needs --tls-certificate and --tls-key")
     report = ReadyPipe(args.ready_fd)
     try:
         _serve(args, report)
@@ -108,8 +103,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a package with the same signature, which answers while the model cannot",
     )
     _add_logs(parser.add_argument_group("what is told of requests"))
-    _add_security(parser.add_argument_group("who may ask, and how (default: everybody, in plain HTTP)"))
-    _add_connections(parser.add_argument_group("what a connection may cost"))
+    add_options(parser, count=_count, seconds=_positive)
     _add_tuning(parser.add_argument_group("how the model is run (default: found out by a self-test at load)"))
     return parser
 
@@ -157,36 +151,6 @@ def _add_logs(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _add_security(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add(
-        "--token-file",
-        type=Path,
-        metavar="PATH",
-        help="bearer tokens, one a line; read again when it changes",
-    )
-    add("--tls-certificate", type=Path, metavar="PATH", help="PEM, with what links it to its CA")
-    add("--tls-key", type=Path, metavar="PATH", help="PEM, not encrypted; TLS for HTTP and gRPC, 1.2 and up")
-    add("--tls-client-ca", type=Path, metavar="PATH", help="take clients with a certificate of this CA alone")
-
-
-def _add_connections(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add(
-        "--max-connections",
-        type=_count,
-        help="beyond that, 503 (default: what the limit of open files leaves, 16384 at most)",
-    )
-    for part, seconds, told in (
-        ("head", 10.0, "for the head of a request"),
-        ("body", 20.0, "for its body, and one more for each 500 bytes that come"),
-        ("write", 30.0, "for taking the answer, and one more for each 500 bytes that go"),
-        ("idle", 75.0, "between two requests"),
-    ):
-        name = f"--{part}-timeout"
-        add(name, type=_positive, default=seconds, metavar="SECONDS", help=f"{told} (default: %(default)s)")
-
-
 def _add_tuning(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add(
@@ -217,78 +181,7 @@ def _add_tuning(group: argparse._ArgumentGroup) -> None:
         "--request-timeout",
         type=_positive,
         default=60.0,
-        metavar="def _add_logs(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add(
-        "--log-file",
-        type=Path,
-        metavar="PATH",
-        help="write the log, standard output and standard error here; a full file becomes PATH.1",
-    )
-    add(
-        "--log-max-bytes",
-        type=_bytes,
-        default=MAX_BYTES,
-        metavar="BYTES",
-        help="when a log file is full (default: %(default)s)",
-    )
-    add(
-        "--log-payloads",
-        type=_share,
-        metavar="RATE",
-        help="log the inputs and outputs of this share of the requests, above 0 and up to 1 (default: of none)",
-    )
-    add("--log-payload-file", type=Path, metavar="PATH", help="where to (default: to the log)")
-    add(
-        "--log-payload-bytes",
-        type=_bytes,
-        default=16_384,
-        metavar="BYTES",
-        help="longest line; rows beyond are left out (default: %(default)s)",
-    )
-    add(
-        "--mask",
-        type=lambda text: tuple(text.split(",")),
-        default=(),
-        metavar="NAME,…",
-        help="inputs, outputs and features whose values are not logged",
-    )
-    add(
-        "--otel",
-        action="store_true",
-        help="trace with OpenTelemetry; as well if OTEL_TRACES_EXPORTER or OTEL_EXPORTER_OTLP_ENDPOINT is set",
-    )
-
-
-def _add_security(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add(
-        "--token-file",
-        type=Path,
-        metavar="PATH",
-        help="bearer tokens, one a line; read again when it changes",
-    )
-    add("--tls-certificate", type=Path, metavar="PATH", help="PEM, with what links it to its CA")
-    add("--tls-key", type=Path, metavar="PATH", help="PEM, not encrypted; TLS for HTTP and gRPC, 1.2 and up")
-    add("--tls-client-ca", type=Path, metavar="PATH", help="take clients with a certificate of this CA alone")
-
-
-def _add_connections(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
-    add(
-        "--max-connections",
-        type=_count,
-        help="beyond that, 503 (default: what the limit of open files leaves, 16384 at most)",
-    )
-    for part, seconds, told in (
-        ("head", 10.0, "for the head of a request"),
-        ("body", 20.0, "for its body, and one more for each 500 bytes that come"),
-        ("write", 30.0, "for taking the answer, and one more for each 500 bytes that go"),
-        ("idle", 75.0, "between two requests"),
-    ):
-        name = f"--{part}-timeout"
-        add(name, type=_positive, default=seconds, metavar="SECONDS", help=f"{told} (default: %(default)s)")
-ONDS",
+        metavar="SECONDS",
         help="what a request may wait for the model; beyond that, 504 (default: %(default)s)",
     )
 
@@ -397,18 +290,15 @@ def _serve(args: argparse.Namespace, report: ReadyPipe) -> None:
         from mlopsnb.serving.engine import Engine
         from mlopsnb.serving.metrics import Metrics
         from mlopsnb.serving.server import Server
-        from mlopsnb.serving.tokens import Tokens
     except ModuleNotFoundError as exc:
         raise MissingExtra(exc.name or "", "serving") from exc
     if args.grpc_port is not None:
         need("grpc", extra="grpc")
     path: Path = args.package.absolute()
     name = args.name or (path.name if _NAME.fullmatch(path.name) else "model")
+    guarded = guards(args)
     log = _log(args)
-    tokens = Tokens(args.token_file) if args.token_file is not None else None
-    tls = _tls(args)
-    limits = _limits(args)
-    sockets = _open(args)
+    sockets = _open(args, guarded.scheme)
     try:
         traces = tracing.from_environment(name, args.version, asked=args.otel)
         engine = Engine.load(path, _options(args), Metrics(name, args.version))
@@ -425,17 +315,17 @@ def _serve(args: argparse.Namespace, report: ReadyPipe) -> None:
             stage=stage,
             tracing=traces,
             payloads=_payloads(args, log, engine, name),
-            tokens=tokens,
+            tokens=guarded.tokens,
         )
-        grpc = _grpc(args, app, tls, limits)
+        grpc = _grpc(args, app, guarded)
         server = Server(
             app,
             sockets,
             drain_seconds=args.drain_seconds,
             on_ready=lambda: report.ready(sockets.url, grpc.address if grpc else None),
             grpc=grpc,
-            limits=limits,
-            tls=tls,
+            limits=guarded.limits,
+            tls=guarded.tls,
         )
         server.run_until_stopped()
         engine.close()
@@ -480,39 +370,12 @@ def _payloads(args: argparse.Namespace, log: Sink, engine: Engine, name: str) ->
     )
 
 
-def _tls(args: argparse.Namespace) -> Tls | None:
-    if args.tls_certificate is None:
-        return None
-    from mlopsnb.serving.tls import Tls, TlsFiles
-
-    files = TlsFiles(certificate=args.tls_certificate, key=args.tls_key, client_ca=args.tls_client_ca)
-    return Tls(files)
-
-
-def _limits(args: argparse.Namespace) -> ConnectionLimits:
-    from mlopsnb.serving.connections import ConnectionLimits, most_connections
-
-    most = most_connections(1 if args.grpc_port is None else 2)
-    if args.max_connections is not None and args.max_connections > most:
-        raise CannotListen(
-            f"--max-connections {args.max_connections} is more than the {most} that this process can hold",
-            hint="raise the limit of open files (ulimit -n)",
-        )
-    return ConnectionLimits(
-        connections=args.max_connections or most,
-        head=args.head_timeout,
-        body=args.body_timeout,
-        write=args.write_timeout,
-        idle=args.idle_timeout,
-    )
-
-
-def _grpc(args: argparse.Namespace, app: App, tls: Tls | None, limits: ConnectionLimits) -> GrpcServer | None:
+def _grpc(args: argparse.Namespace, app: App, guarded: Guards) -> GrpcServer | None:
     if args.grpc_port is None:
         return None
     from mlopsnb.serving.rpc.service import GrpcServer
 
-    return GrpcServer(app, host=args.host, port=args.grpc_port, limits=limits, tls=tls)
+    return GrpcServer(app, host=args.host, port=args.grpc_port, limits=guarded.limits, tls=guarded.tls)
 
 
 def _options(args: argparse.Namespace) -> Options:
@@ -528,17 +391,12 @@ def _options(args: argparse.Namespace) -> Options:
     )
 
 
-def _open(args: argparse.Namespace) -> Sockets:
+def _open(args: argparse.Namespace, scheme: str) -> Sockets:
     port: int | None = args.port
     if port is None and args.fd is None and args.uds is None and args.control is None:
         port = DEFAULT_PORT
     return open_sockets(
-        host=args.host,
-        port=port,
-        fd=args.fd,
-        uds=args.uds,
-        control=args.control,
-        scheme="https" if args.tls_key is not None else "http",
+        host=args.host, port=port, fd=args.fd, uds=args.uds, control=args.control, scheme=scheme
     )
 
 

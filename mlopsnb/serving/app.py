@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from mlopsnb.serving.engine import Engine
     from mlopsnb.serving.payloads import PayloadLog
     from mlopsnb.serving.stages import Stage
-    from mlopsnb.serving.tracing import RequestSpan, Tracing
     from mlopsnb.serving.tokens import Tokens
+    from mlopsnb.serving.tracing import RequestSpan, Tracing
     from mlopsnb.tensors import Array
 
 Scope = MutableMapping[str, Any]
@@ -211,7 +211,7 @@ class App:
 
     def unreadable(self, reply: Reply, *, log: bool) -> list[tuple[bytes, bytes]]:
         """Return the headers of *reply* to what is no whole request; note it in the log, if nobody else does."""
-        call = begin("", "", {})
+        call = begin("", "", {}, ())
         if log:
             self._write_log(call, reply.status)
         return [*self.common_headers(reply), *self.own_headers(call, reply)]

@@ -32,8 +32,9 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc is untype
         """Let the call go on, or have it refused."""
         if details.method not in _PROBES and not self._tokens.allow(_authorization(details)):
             if details.method == _INFER:
-                self._app.started()
-                self._app.finished(begin("gRPC", _INFER, {}), 401)
+                call = begin("gRPC", _INFER, {}, ())
+                self._app.started(call)
+                self._app.finished(call, 401)
             # As if its messages were a stream: those are received when they are asked for, which they are not.
             return grpc.stream_unary_rpc_method_handler(_refuse)
         return await continuation(details)
