@@ -7,7 +7,7 @@ CREATED := .venv/.created
 READY := .venv/.ready
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: help setup demo test check format clean
+.PHONY: help setup demo test fuzz check format clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -20,6 +20,11 @@ demo: $(READY)  ## run the quickstart notebook from top to bottom and say what c
 
 test: $(READY)  ## run the tests
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+fuzz: $(READY)  ## a million malformed inputs for the codecs, 200,000 malformed requests for a server (some minutes)
+	@for codec in grpc mlflow-csv mlflow-json mlflow-plain tfserving tfserving-plain v2 v2-binary v2-plain; do \
+	  echo "$$codec"; $(BIN)/python tests/fuzz/codecs.py $$codec 150000 $$(date +%s) || exit 1; done
+	@$(BIN)/python tests/fuzz/flood.py 200000
 
 check: $(READY)  ## style, types and the order of the layers
 	@$(BIN)/ruff check .

@@ -41,6 +41,7 @@ def _no_triton_client() -> str:
 MISSING = {
     "browser": _no_browser,
     "cluster": cache(lambda: _silent("kubectl", "get", "--raw", "/readyz")),
+    "fuzz": lambda: "" if importlib.util.find_spec("atheris") else "the package atheris is not installed",
     "engine": cache(lambda: _silent("docker", "version")),
     "triton": _no_triton_client,
 }

@@ -1,7 +1,7 @@
 """`python -m mlopsnb.serving PACKAGE`: the command, its exit codes, and what it tells the one who started it.
 
 Exit codes: 0 stopped by a signal and drained, 1 a fault of ours, 2 usage, 3 no sound package, 4 the model cannot be
-loaded or does not run here, 5 an address is taken or not ours.
+loaded or does not run here, 5 an address is taken or not ours, 6 a file of tokens or TLS cannot be used.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from mlopsnb.errors import MissingExtra, MlopsnbError
 from mlopsnb.extras import need
 from mlopsnb.manifest import BadPackage
 from mlopsnb.serving import cpu
-from mlopsnb.serving.errors import BadOption, CannotListen
+from mlopsnb.serving.errors import BadOption, BadSecret, CannotListen
+from mlopsnb.serving.guards import Guards, add_options, guards
 from mlopsnb.serving.listen import Sockets, bind_grpc, open_sockets
 from mlopsnb.serving.logfile import MAX_BYTES, LogFile
 from mlopsnb.serving.readypipe import ReadyPipe
@@ -74,6 +75,8 @@ def _exit_code(exc: MlopsnbError) -> int:
         return 3
     if isinstance(exc, BadOption):
         return 2
+    if isinstance(exc, BadSecret):
+        return 6
     return 5 if isinstance(exc, CannotListen) else 4
 
 
@@ -117,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a package with the same signature, which answers while the model cannot",
     )
     _add_logs(parser.add_argument_group("what is told of requests"))
+    add_options(parser, count=_count, seconds=_positive)
     _add_tuning(parser.add_argument_group("how the model is run (default: found out by a self-test at load)"))
     return parser
 
@@ -368,6 +372,7 @@ def _serve(args: argparse.Namespace, report: ReadyPipe, sockets: Sockets, seat: 
         need("grpc", extra="grpc")
     path: Path = args.package.absolute()
     name = args.name or (path.name if _NAME.fullmatch(path.name) else "model")
+    guarded = guards(args)
     log = _log(args, shared=seat is not None)
     traces = tracing.from_environment(name, args.version, asked=args.otel)
     engine = _engine(args, path, name, seat)
@@ -376,6 +381,7 @@ def _serve(args: argparse.Namespace, report: ReadyPipe, sockets: Sockets, seat: 
     if seat:
         workers = seat.settle(engine.plan, _options(args), args.workers, more=cache_bytes or 0)
         cache_bytes = cache_bytes and cache_bytes // workers
+        guarded = guarded.shared(workers)
     stage = stages.compose(engine, cache_bytes=cache_bytes, fallback=spare)
     gc.freeze()  # a framework is a million objects, which the collector need not look at again and again
     app = App(
@@ -389,14 +395,17 @@ def _serve(args: argparse.Namespace, report: ReadyPipe, sockets: Sockets, seat: 
         tracing=traces,
         payloads=_payloads(args, log, engine, name),
         workers=(lambda: seat.serving) if seat else (lambda: 1),
+        tokens=guarded.tokens,
     )
-    grpc = _grpc(args, app, shared=seat is not None)
+    grpc = _grpc(args, app, guarded, shared=seat is not None)
     server = (partial(WorkerServer, seat=seat) if seat else Server)(
         app,
         sockets,
         drain_seconds=args.drain_seconds,
         on_ready=lambda: report.ready(sockets.url, grpc.address if grpc else None),
         grpc=grpc,
+        limits=guarded.limits,
+        tls=guarded.tls,
     )
     server.run_until_stopped()
     for left in (engine, spare, traces):
@@ -454,12 +463,14 @@ def _payloads(args: argparse.Namespace, log: Sink, engine: Engine, name: str) ->
     )
 
 
-def _grpc(args: argparse.Namespace, app: App, *, shared: bool) -> GrpcServer | None:
+def _grpc(args: argparse.Namespace, app: App, guarded: Guards, *, shared: bool) -> GrpcServer | None:
     if args.grpc_port is None:
         return None
     from mlopsnb.serving.rpc.service import GrpcServer
 
-    return GrpcServer(app, host=args.host, port=args.grpc_port, shared=shared)
+    return GrpcServer(
+        app, host=args.host, port=args.grpc_port, limits=guarded.limits, tls=guarded.tls, shared=shared
+    )
 
 
 def _options(args: argparse.Namespace) -> Options:
@@ -476,10 +487,13 @@ def _options(args: argparse.Namespace) -> Options:
 
 
 def _open(args: argparse.Namespace) -> Sockets:
+    scheme = "http" if args.tls_certificate is None else "https"
     port: int | None = args.port
     if port is None and args.fd is None and args.uds is None and args.control is None:
         port = DEFAULT_PORT
-    return open_sockets(host=args.host, port=port, fd=args.fd, uds=args.uds, control=args.control)
+    return open_sockets(
+        host=args.host, port=port, fd=args.fd, uds=args.uds, control=args.control, scheme=scheme
+    )
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mlopsnb.serving.engine import Engine
     from mlopsnb.serving.payloads import PayloadLog
     from mlopsnb.serving.stages import Stage
+    from mlopsnb.serving.tokens import Tokens
     from mlopsnb.serving.tracing import RequestSpan, Tracing
     from mlopsnb.tensors import Array
 
@@ -49,6 +50,7 @@ CLIENT_LEFT = 499
 REQUEST_TIMEOUT = 60.0
 """Seconds that a request may wait for the model, unless it says less."""
 
+UNKNOWN_CLIENT = "a bearer token of this server is needed, in the header authorization"
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 _SECONDS = re.compile(rb"\d{1,6}(\.\d{1,6})?")
 _OUR_IDS = map(f"{os.urandom(8).hex()}{{:016x}}".format, itertools.count())
@@ -115,9 +117,11 @@ class App:
         tracing: Tracing | None = None,
         payloads: PayloadLog | None = None,
         workers: Callable[[], int] = lambda: 1,
+        tokens: Tokens | None = None,
     ) -> None:
         self.draining = False
         self.away = 0.0
+        self.tokens = tokens
         self.log = RequestLog(log, model=name, version=version)
         self.payloads = payloads
         self._tracing = tracing
@@ -157,8 +161,8 @@ class App:
             return Reply(200, text, content_type.encode())
 
         return {
-            "/healthz": Route(show=live),
-            "/ready": Route(show=ready),
+            "/healthz": Route(show=live, probe=True),
+            "/ready": Route(show=ready, probe=True),
             "/metrics": Route(negotiate=expose),
         }
 
@@ -193,6 +197,8 @@ class App:
 
     async def _respond(self, call: Call, receive: Receive) -> Reply:
         route = self._routes.get(call.path)
+        if self.tokens is not None and not (route and route.probe) and not self.tokens.allow(call.headers):
+            return self._unknown_client(call, route)
         if route is None:
             return Reply(404, plain_error(404, self._nothing_there(call.path)))
         if call.method not in route.methods:
@@ -205,6 +211,25 @@ class App:
             return self._shown(route, call)
         except Exception as exc:  # noqa: BLE001  the last line before the wire; the log has the stack
             return self._failed(call, route, exc)
+
+    def _unknown_client(self, call: Call, route: Route | None) -> Reply:
+        """Ask for a token. The body is not read; what is small enough to be a request is dropped as it comes."""
+        if route and route.decode:
+            self._metrics.started()
+            self._metrics.finished(401, call.seconds)
+        form = route.error if route else plain_error
+        headers = [(b"www-authenticate", b"Bearer")]
+        told = int(call.headers.get(b"content-length", b"0"))
+        if told > self.max_body_bytes or b"transfer-encoding" in call.headers:
+            headers.append((b"connection", b"close"))
+        return Reply(401, form(401, UNKNOWN_CLIENT), headers=tuple(headers))
+
+    def unreadable(self, reply: Reply, *, log: bool) -> list[tuple[bytes, bytes]]:
+        """Return the headers of *reply* to what is no whole request; note it in the log, if nobody else does."""
+        call = begin("", "", {}, ())
+        if log:
+            self._write_log(call, reply.status)
+        return [*self.common_headers(reply), *self.own_headers(call, reply)]
 
     def _failed(self, call: Call, route: Route, exc: Exception) -> Reply:
         status = status_of(exc)
@@ -386,18 +411,16 @@ class App:
         announced = int(call.headers.get(b"content-length", b"0"))
         if announced > limit:
             raise BadRequest(f"the body has {announced} bytes; the limit is {limit}", kind="too large")
-        parts: list[bytes] = []
-        size = 0
+        body = bytearray()  # no list: the parts may be tiny
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise _ClientLeft
-            parts.append(message["body"])
-            size += len(message["body"])
-            if size > limit:
+            body += message["body"]
+            if len(body) > limit:
                 raise BadRequest(f"the body has more than {limit} bytes, the limit", kind="too large")
             if not message["more_body"]:
-                return b"".join(parts)
+                return bytes(body)
 
 
 def _refuse_unsupported(headers: dict[bytes, bytes]) -> None:

@@ -4,6 +4,7 @@ What can go wrong while serving, in words that know nothing of HTTP; `app` maps 
 * UserError
   x BadRequest           the client's fault; `kind` says how
   x BadOption            the fault of who started the server
+  x BadSecret            a file with tokens, a certificate or a key cannot be used
 * StepError
   x ModelFailure         the model is at fault
   x Overloaded           too much waits already; `retry_after` says when to come back
@@ -36,6 +37,10 @@ class BadRequest(UserError):
 
 class BadOption(UserError):
     """An option or a variable of the environment that the server cannot do with this model, or here."""
+
+
+class BadSecret(UserError):
+    """A file with tokens, a certificate or a key cannot be used. Says nothing of what it holds."""
 
 
 class ModelFailure(StepError):

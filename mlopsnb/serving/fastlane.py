@@ -19,6 +19,8 @@ from uvicorn.protocols.http import httptools_impl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from mlopsnb.serving.app import CLIENT_LEFT, begin
+from mlopsnb.serving.connections import BODY, HEAD, HEAD_BYTES, HEAD_FIELDS, IDLE, Connection, Door
+from mlopsnb.serving.routes import Reply
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -26,9 +28,10 @@ if TYPE_CHECKING:
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
     from mlopsnb.serving.app import App
-    from mlopsnb.serving.routes import Reply, Route
+    from mlopsnb.serving.routes import Route
 
 _CALLBACKS = (
+    "_start_asgi_task",
     "connection_lost",
     "data_received",
     "on_message_begin",
@@ -38,17 +41,20 @@ _CALLBACKS = (
     "on_response_complete",
 )
 _STATE = (
-    "_unset_keepalive_if_required",
     "connections",
     "cycle",
     "expect_100_continue",
+    "flow.pause_reading",
+    "flow.resume_reading",
     "flow.write_paused",
     "headers",
+    "parser.feed_data",
     "parser.get_http_version",
     "parser.get_method",
     "parser.should_keep_alive",
     "pipeline",
     "server_state.default_headers",
+    "server_state.total_requests",
     "transport.is_closing",
     "transport.write",
     "url",
@@ -76,14 +82,24 @@ def surprises() -> list[str]:
     return found + ([] if hasattr(httptools_impl, "STATUS_LINE") else ["STATUS_LINE"])
 
 
-def protocol(app: App) -> type[HttpToolsProtocol]:
+def protocol(app: App, door: Door | None = None) -> type[HttpToolsProtocol]:
     """Return the protocol to serve *app* with: ours, or uvicorn's own if that is not built as we know it."""
     unknown = surprises()
     if unknown:
-        _log.warning("no fast lane; not known of this uvicorn: %s", ", ".join(unknown))
+        _log.warning(
+            "no fast lane and no limits of connections; not known of this uvicorn: %s", ", ".join(unknown)
+        )
         return HttpToolsProtocol
     paths = {path.encode(): (path, route) for path, route in app.predictions.items()}
-    return type("FastLane", (FastLane,), {"app_": app, "paths": paths, "heads": {}, "starts": _Starts(app)})
+    base = FastLane if app.tokens is None else GuardedLane
+    made = {"app_": app, "door": door or Door(1 << 20), "paths": paths, "heads": {}, "starts": _Starts(app)}
+    return type("FastLane", (base,), made)
+
+
+def forget_heads(made: type[HttpToolsProtocol]) -> None:
+    """Look at each head anew from now on: whom it lets in has changed."""
+    if issubclass(made, FastLane):
+        made.heads.clear()
 
 
 class _NobodyWaits:
@@ -135,6 +151,7 @@ class Exchange:
         "keep_alive",
         "more_body",
         "response_complete",
+        "response_started",
         "route",
     )
     message_event = _NobodyWaits()
@@ -143,31 +160,28 @@ class Exchange:
         self.call = begin("POST", head.path, head.headers, fields)
         self.route = head.route
         self.keep_alive = head.keep_alive
-        self.body: list[bytes] = []
+        self.body: bytes | bytearray = b""
         self.more_body = True
-        self.response_complete = False
+        self.response_complete = self.response_started = False
         self.disconnected = False
         self.job: object | None = None
 
 
-class FastLane(HttpToolsProtocol):
+class FastLane(Connection):
     """One connection. Made for one app by `protocol`."""
 
-    app_: App
     paths: dict[bytes, tuple[str, Route]]
     heads: dict[bytes, Head]
     starts: _Starts
     _exchange: Exchange | None = None
-    _parsing = False
     _unread: bytes | None = None
 
     def data_received(self, data: bytes) -> None:
         """Take a whole request whose head is known, or let the parser see *data*."""
-        if not self._parsing:
+        if self.phase == IDLE:
             size = data.find(b"\r\n\r\n") + 4
             head = self.heads.get(data[:size])
             if head is not None and len(data) == size + head.length and self._is_alone():
-                self._unset_keepalive_if_required()
                 exchange = self._begin(head)
                 self._ask(exchange, data[size:])
                 return
@@ -176,7 +190,8 @@ class FastLane(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Note that a request begins; the rest of what uvicorn does here waits until we know its lane."""
-        self._parsing = True
+        self.phase = HEAD
+        self.mark = self.received
         self.url = b""
         self.expect_100_continue = False
         self.headers = []
@@ -184,6 +199,8 @@ class FastLane(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Choose the lane."""
         data, self._unread = self._unread, None
+        if self.received > self.mark or self.chunk > HEAD_BYTES or len(self.headers) > HEAD_FIELDS:
+            self.check_head()
         found = self.paths.get(self.url)
         if found is not None and self.parser.get_method() == b"POST" and self._is_alone():
             headers = dict(self.headers)
@@ -193,6 +210,8 @@ class FastLane(HttpToolsProtocol):
                 if data is not None:
                     self._keep(data, head)
                 self._begin(head)
+                self.phase = BODY
+                self.mark = self.received
                 return
         url, headers_so_far, expect = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
@@ -249,19 +268,24 @@ class FastLane(HttpToolsProtocol):
         exchange = self._exchange
         if exchange is None or not self._is_last(exchange):
             super().on_body(body)
+            return
+        self.mark = self.received
+        if not exchange.body:
+            exchange.body = body
+        elif isinstance(exchange.body, bytearray):
+            exchange.body += body
         else:
-            exchange.body.append(body)
+            exchange.body = bytearray(exchange.body) + body  # no list: the parts may be tiny
 
     def on_message_complete(self) -> None:
         """Ask the model, now that the request is whole."""
-        self._parsing = False
         exchange = self._exchange
         if exchange is None or not self._is_last(exchange):
             super().on_message_complete()
             return
-        parts = exchange.body
-        exchange.body = []
-        self._ask(exchange, parts[0] if len(parts) == 1 else b"".join(parts))
+        self.phase = IDLE
+        body, exchange.body = bytes(exchange.body), b""
+        self._ask(exchange, body)
 
     def _ask(self, exchange: Exchange, body: bytes) -> None:
         exchange.more_body = False
@@ -291,6 +315,15 @@ class FastLane(HttpToolsProtocol):
             transport.close()
         self.on_response_complete()
 
+    def refuse(self, status: int, message: str) -> None:
+        """Answer as `Connection` does, but in the form of the route if the request is in the fast lane."""
+        exchange = self._exchange
+        if exchange is None or self.phase != BODY or not self._is_last(exchange):
+            super().refuse(status, message)
+        else:
+            body = exchange.route.error(status, message)
+            self._answer(Reply(status, body, headers=((b"connection", b"close"),)))
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the request whose client has gone."""
         super().connection_lost(exc)
@@ -299,3 +332,14 @@ class FastLane(HttpToolsProtocol):
             if exchange.job is not None:
                 self.app_.forget(exchange.job)
             self.app_.finished(exchange.call, CLIENT_LEFT)
+
+
+class GuardedLane(FastLane):
+    """A fast lane for clients with a token; all others are answered in the other one.
+
+    A head that is kept holds a token that was good, so that it is not looked at again until the tokens change.
+    """
+
+    def _is_plain(self, headers: dict[bytes, bytes]) -> bool:
+        tokens = self.app_.tokens
+        return tokens is not None and tokens.allow(headers) and super()._is_plain(headers)

@@ -16,22 +16,30 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 from mlopsnb.serving.errors import CannotListen
-from mlopsnb.serving.listen import BACKLOG, UnixSocket, inherit_tcp
+from mlopsnb.serving.listen import UnixSocket, inherit_tcp
 
 _log = logging.getLogger("mlopsnb.serving")
 
 
-class PublicListener:
-    """The public socket, if this process has it now, and the accepting of connections on it."""
+class Accepting(Protocol):
+    """What accepts connections on a socket that it owns."""
 
-    def __init__(self, make_protocol: Callable[[], asyncio.Protocol]) -> None:
-        self._make_protocol = make_protocol
+    def close(self) -> None:
+        """Accept no more, and close the socket; open connections live on."""
+
+
+class PublicListener:
+    """The public socket, if this process has it now; *listen* begins to accept connections on a copy of it."""
+
+    def __init__(self, listen: Callable[[socket.socket], Awaitable[Accepting]]) -> None:
+        self._listen = listen
         self._closed = False
         self._sock: socket.socket | None = None
-        self._server: asyncio.Server | None = None
+        self._server: Accepting | None = None
 
     @property
     def sock(self) -> socket.socket | None:
@@ -46,9 +54,7 @@ class PublicListener:
         self._sock = sock
         copy = sock.dup()  # the event loop closes what it is given
         try:
-            server = await asyncio.get_running_loop().create_server(
-                self._make_protocol, sock=copy, backlog=BACKLOG
-            )
+            server = await self._listen(copy)
         except OSError:
             copy.close()
             self.release()

@@ -77,11 +77,11 @@ def _is_bound_tcp(sock: socket.socket) -> bool:
     return bool(sock.getsockname()[1])
 
 
-def url_of(sock: socket.socket) -> str:
-    """Return where clients on this machine reach the TCP socket *sock*."""
+def url_of(sock: socket.socket, scheme: str) -> str:
+    """Return where clients on this machine reach the TCP socket *sock* by *scheme*, http or https."""
     host, port = sock.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  compared, not bound
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,17 +134,21 @@ def _remove_dead(path: Path) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sockets:
-    """What to listen on: bound, not yet listening. Without `public`, one may be handed over later."""
+    """What to listen on: bound, not yet listening. Without `public`, one may be handed over later.
+
+    `scheme` is spoken on the public one; the private one is for the owner, and plain.
+    """
 
     public: socket.socket | None = None
     private: UnixSocket | None = None
     control: UnixSocket | None = None
+    scheme: str = "http"
 
     @property
     def url(self) -> str:
         """Where the server is reached: its public address, or else its private one."""
         if self.public is not None:
-            return url_of(self.public)
+            return url_of(self.public, self.scheme)
         return f"unix:{self.private.path}" if self.private is not None else ""
 
     def close(self) -> None:
@@ -155,7 +159,13 @@ class Sockets:
 
 
 def open_sockets(
-    *, host: str, port: int | None, fd: int | None, uds: Path | None, control: Path | None
+    *,
+    host: str,
+    port: int | None,
+    fd: int | None,
+    uds: Path | None,
+    control: Path | None,
+    scheme: str = "http",
 ) -> Sockets:
     """Bind what is asked for; `CannotListen` and nothing bound if one of them cannot be."""
     with contextlib.ExitStack() as opened:
@@ -172,4 +182,4 @@ def open_sockets(
             if unix[-1] is not None:
                 opened.callback(unix[-1].close)
         opened.pop_all()
-    return Sockets(public=public, private=unix[0], control=unix[1])
+    return Sockets(public=public, private=unix[0], control=unix[1], scheme=scheme)

@@ -74,12 +74,16 @@ def plain_error(status: int, message: str) -> bytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """One path: what it shows, be it in the form that the headers ask for, or how it predicts."""
+    """One path: what it shows, be it in the form that the headers ask for, or how it predicts.
+
+    A *probe* says that the server lives or is ready, to everybody.
+    """
 
     show: Show | None = None
     negotiate: Negotiate | None = None
     decode: Decode | None = None
     error: ErrorForm = plain_error
+    probe: bool = False
 
     @property
     def methods(self) -> tuple[str, ...]:

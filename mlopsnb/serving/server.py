@@ -17,16 +17,17 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from mlopsnb.serving import fastlane
+from mlopsnb.serving import connections, fastlane
+from mlopsnb.serving.connections import ConnectionLimits, Door, TurnedAway, Watch
 from mlopsnb.serving.errors import CannotListen
-from mlopsnb.serving.handover import ControlSocket, PublicListener
+from mlopsnb.serving.handover import Accepting, ControlSocket, PublicListener
 from mlopsnb.serving.listen import BACKLOG, Sockets
+from mlopsnb.serving.tls import Acceptor, Tls
 
 if TYPE_CHECKING:
     from mlopsnb.serving.app import App
     from mlopsnb.serving.rpc.service import GrpcServer
 
-KEEP_ALIVE_SECONDS = 75
 _TICK = 0.02
 _FLUSH_SECONDS = 5.0
 
@@ -47,7 +48,10 @@ class Server(uvicorn.Server):
         drain_seconds: float,
         on_ready: Callable[[], None],
         grpc: GrpcServer | None = None,
+        limits: ConnectionLimits | None = None,
+        tls: Tls | None = None,
     ) -> None:
+        self._limits = limits or ConnectionLimits()
         config = uvicorn.Config(
             app,
             interface="asgi3",
@@ -58,7 +62,7 @@ class Server(uvicorn.Server):
             log_config=None,
             server_header=False,
             proxy_headers=False,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_keep_alive=round(self._limits.idle),
         )
         super().__init__(config)
         self._app = app
@@ -66,13 +70,52 @@ class Server(uvicorn.Server):
         self._drain_seconds = drain_seconds
         self._on_ready = on_ready
         self._grpc = grpc
-        self._protocol = fastlane.protocol(app)
-        self._listener = PublicListener(self._make_protocol)
+        self._tls = tls
+        self._door = Door(self._limits.connections)
+        self._watch = Watch(self._limits)
+        self._watched = 0.0
+        self._protocol = fastlane.protocol(app, self._door)
+        self._listener = PublicListener(self._accept)
         self._control: ControlSocket | None = None
         self._private: asyncio.Server | None = None
 
     def _make_protocol(self) -> asyncio.Protocol:
         return self._protocol(config=self.config, server_state=self.server_state, app_state={})
+
+    def _make_private(self) -> asyncio.Protocol:
+        self._door.inside += 1  # whoever owns the server is never turned away
+        return self._make_protocol()
+
+    def _make_public(self) -> asyncio.Protocol:
+        return self._make_protocol() if self._door.enter() else TurnedAway(self._door, self._full())
+
+    async def _accept(self, sock: socket.socket) -> Accepting:
+        if self._tls is not None:
+            return Acceptor(sock, self._tls, self._make_protocol, door=self._door, seconds=self._limits.head)
+        loop = asyncio.get_running_loop()
+        return await loop.create_server(self._make_public, sock=sock, backlog=BACKLOG)
+
+    def _full(self) -> bytes:
+        message = f"the server has {self._door.most} connections, its limit; try again in a second"
+        retry = ((b"retry-after", b"1"),)
+        return connections.unasked(self._app, self.server_state, 503, message, log=False, headers=retry)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Look after connections and files while serving; uvicorn calls this ten times a second."""
+        now = asyncio.get_running_loop().time()
+        if now - self._watched >= self._limits.interval:
+            self._watched = now
+            await self._watch.look(self.server_state.connections, now)
+        if not counter % 10:
+            self._refresh()
+        return await super().on_tick(counter)
+
+    def _refresh(self) -> None:
+        """Follow the files of tokens and TLS."""
+        if self._app.tokens is not None and self._app.tokens.refresh():
+            fastlane.forget_heads(self._protocol)
+        if self._tls is not None:
+            self._tls.refresh()
 
     def run_until_stopped(self) -> None:
         """Serve on the fastest event loop there is. Raises `CannotListen` if an address was taken meanwhile."""
@@ -93,7 +136,7 @@ class Server(uvicorn.Server):
     async def _listen(self) -> None:
         if self._sockets.private is not None:
             self._private = await asyncio.get_running_loop().create_unix_server(
-                self._make_protocol, sock=self._sockets.private.sock, backlog=BACKLOG
+                self._make_private, sock=self._sockets.private.sock, backlog=BACKLOG
             )
         if self._sockets.public is not None:
             await self._listener.take(self._sockets.public)

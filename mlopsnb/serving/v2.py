@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import numpy as np
@@ -47,9 +47,13 @@ class _TensorParameters(msgspec.Struct):
     binary_data_size: int | None = None
 
 
+_Size = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+_MOST_EMPTY_ROWS = 65_536
+
+
 class _Tensor(msgspec.Struct):
     name: str
-    shape: list[int]
+    shape: list[_Size]
     datatype: str
     data: msgspec.Raw = msgspec.Raw()
     parameters: _TensorParameters | None = None
@@ -239,12 +243,20 @@ def check_tensor(datatype: str, shape: Sequence[int], spec: TensorSpec) -> None:
 
 
 def rows_of(arrays: Mapping[str, Array], signature: Signature) -> int:
-    """Return how many rows the inputs have, 1 if none counts rows; `BadRequest` if they disagree."""
+    """Return how many rows the inputs have, 1 if none counts rows; `BadRequest` if they disagree.
+
+    Rows that hold nothing cost a client nothing, so there may not be as many as it likes.
+    """
     batched = {s.name: arrays[s.name].shape[0] for s in signature.inputs if s.shape and s.shape[0] is None}
     if len(set(batched.values())) > 1:
         found = ", ".join(f"{name!r} has {rows}" for name, rows in batched.items())
         raise BadRequest(f"the inputs disagree on the number of rows: {found}")
-    return next(iter(batched.values()), 1)
+    rows = next(iter(batched.values()), 1)
+    if rows > _MOST_EMPTY_ROWS and not any(array.size for array in arrays.values()):
+        raise BadRequest(
+            f"the inputs have {rows} rows without any value; at most {_MOST_EMPTY_ROWS} may be empty"
+        )
+    return rows
 
 
 def wanted(asked: Sequence[str], signature: Signature) -> tuple[str, ...] | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import socket
+from collections.abc import Coroutine
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +14,6 @@ from mlopsnb.serving.server import Server
 from mlopsnb.serving.workers import Connections
 
 if TYPE_CHECKING:
-    import socket
-
     from mlopsnb.serving.workers import Seat
 
 _log = logging.getLogger("mlopsnb.serving")
@@ -37,13 +37,29 @@ class WorkerServer(Server):
     def _take(self, connection: socket.socket) -> None:
         connection.setblocking(False)
         loop = asyncio.get_running_loop()
-        task = loop.create_task(loop.connect_accepted_socket(self._make_protocol, connection))
+        coming: Coroutine[Any, Any, object]
+        if connection.family == socket.AF_UNIX:
+            coming = loop.connect_accepted_socket(self._make_private, connection)
+        elif self._tls is None:
+            coming = loop.connect_accepted_socket(self._make_public, connection)
+        elif self._door.enter():
+            coming = self._tls.connect(self._make_protocol, connection, self._limits.head)
+        else:  # it could not be told so without a handshake
+            connection.close()
+            return
+        task = loop.create_task(coming)
         self._coming.add(task)
         task.add_done_callback(self._came)
 
     def _came(self, task: asyncio.Task[Any]) -> None:
         self._coming.discard(task)
-        if not task.cancelled() and (exc := task.exception()):
+        if task.cancelled() or not (exc := task.exception()):
+            return
+        if self._tls is not None and isinstance(
+            exc, OSError
+        ):  # no TLS, no certificate that we take, or too slow
+            self._door.leave()
+        else:
             _log.warning("a connection could not be taken: %s", exc)
 
     def _told_to_end(self, number: signal.Signals) -> None:

@@ -301,6 +301,17 @@ def test_a_port_that_is_taken_is_an_error(serve, make_package):
     assert second.process.wait(30) == 5
 
 
+def test_a_message_that_is_none_is_the_clients_fault(serve, make_package):
+    runtime = serve(make_package(), "--port", "0", "--grpc-port", "0")
+    with grpc.insecure_channel(runtime.report["grpc"]) as channel:
+        for method in ("ModelInfer", "ModelMetadata"):
+            with pytest.raises(grpc.RpcError) as failed:
+                channel.unary_unary(f"/{SERVICE}/{method}")(b"\xff" * 100, timeout=20)
+            assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    runtime.stop()
+    assert runtime.errors == ""
+
+
 def test_grpc_is_loaded_where_it_is_asked_for_alone():
     code = "import sys, mlopsnb.serving.app, mlopsnb.serving.server, mlopsnb.serving.__main__; print('grpc' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

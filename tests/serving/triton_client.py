@@ -1,29 +1,31 @@
 """Runs in the interpreter that has Triton's client: one conversation with a server, its results as a file.
 
-Usage: triton_client.py http-binary|http-json|grpc ADDRESS MODEL INPUTS.npz OUTPUTS.npz; tells on stdout, in JSON, what
-the server said of itself and of the model, or the error that it answered.
+Usage: triton_client.py http-binary|http-json|grpc ADDRESS MODEL INPUTS.npz OUTPUTS.npz [CA]; tells on stdout, in JSON,
+what the server said of itself and of the model, or the error that it answered.
 """
 
 from __future__ import annotations
 
 import json
+import ssl
 import sys
 
 import numpy as np
 
 
-def main(how, address, model, inputs, outputs):
+def main(how, address, model, inputs, outputs, ca=None):
     if how == "grpc":
         import tritonclient.grpc as triton
 
-        metadata, options = {"as_json": True}, {}
+        metadata, options, secure = {"as_json": True}, {}, {"ssl": True, "root_certificates": ca}
     else:
         import tritonclient.http as triton
 
         metadata, options = {}, {"binary_data": how == "http-binary"}
+        secure = {"ssl": True, "ssl_context_factory": lambda: ssl.create_default_context(cafile=ca)}
     from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-    client = triton.InferenceServerClient(address)
+    client = triton.InferenceServerClient(address, **(secure if ca else {}))
     arrays = {k: a.astype(object) if a.dtype.kind == "U" else a for k, a in np.load(inputs).items()}
     tensors = []
     for name, array in arrays.items():

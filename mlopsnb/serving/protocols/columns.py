@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from heapq import nsmallest
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _NAN = re.compile(rb'"(?:[^"\\]|\\.)*+"|\bNaN\b')
 _JSON = msgspec.json.Decoder(object)
+_SHOWN = 20
 
 
 def parse(body: bytes) -> dict[str, Any]:
@@ -137,18 +139,21 @@ def from_columns(columns: Mapping[str, object], signature: Signature) -> dict[st
         return {specs[0].name: _by_position(columns, specs[0])}
     missing = [s.name for s in specs if s.name not in columns and not s.feature_names]
     missing += [name for s in by_feature for name in s.feature_names if name not in columns]
-    unknown = list(columns.keys() - dict.fromkeys(known).keys())
+    unknown = columns.keys() - dict.fromkeys(known).keys()
     if missing or (unknown and not by_feature):
         raise BadRequest(
-            f"the model takes {_some(known)}; missing: {_some(missing)}; unknown: {_some(sorted(unknown))}"
+            f"the model takes {_some(known)}; missing: {_some(missing)}; "
+            f"unknown: {_some(nsmallest(_SHOWN, unknown), len(unknown))}"
         )
     return {s.name: _by_name(columns, s) for s in specs}
 
 
-def _some(names: Sequence[str]) -> str:
-    listed = [name[:80] for name in names]
-    rest = f" and {len(listed) - 20} more" if len(listed) > 20 else ""
-    return ", ".join(listed[:20]) + rest or "none"
+def _some(names: Sequence[str], count: int = 0) -> str:
+    """Return the first of *names*, and how many more there are: of *count*, if those are not all."""
+    more = max(count, len(names)) - _SHOWN
+    return (
+        ", ".join(name[:80] for name in names[:_SHOWN]) + (f" and {more} more" if more > 0 else "") or "none"
+    )
 
 
 def _by_name(columns: Mapping[str, object], spec: TensorSpec) -> Array:

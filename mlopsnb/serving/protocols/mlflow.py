@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -49,8 +50,8 @@ def routes(model: ServedModel) -> dict[str, Route]:
         return decode(body, headers.get(b"content-type", b"").decode("latin-1"), model.signature, bulk)
 
     return {
-        "/ping": Route(show=ping, error=error),
-        "/health": Route(show=ping, error=error),
+        "/ping": Route(show=ping, error=error, probe=True),
+        "/health": Route(show=ping, error=error, probe=True),
         "/version": Route(show=version, error=error),
         "/invocations": Route(decode=invoke, error=error),
     }
@@ -59,6 +60,7 @@ def routes(model: ServedModel) -> dict[str, Route]:
 def error(status: int, message: str) -> bytes:
     """Return an error as MLflow's clients show it."""
     code = {
+        401: "UNAUTHENTICATED",
         429: "REQUEST_LIMIT_EXCEEDED",
         503: "TEMPORARILY_UNAVAILABLE",
         504: "DEADLINE_EXCEEDED",
@@ -142,29 +144,33 @@ def _from_records(records: object, signature: Signature) -> dict[str, Array]:
 
 def _from_csv(body: bytes, signature: Signature) -> dict[str, Array]:
     try:
-        lines = list(csv.reader(io.StringIO(body.decode("utf-8-sig"), newline=""), strict=True))
+        text = body.decode("utf-8-sig")
+        typed = _csv_columns(csv.reader(io.StringIO(text, newline=""), strict=True), signature)
     except (UnicodeDecodeError, csv.Error) as exc:
         raise BadRequest(f"the request is not CSV in UTF-8: {exc}", kind="malformed") from exc
-    lines = [line for line in lines if line]
-    if not lines:
+    if not any(typed.values()):
+        return columns.empty(signature)
+    return columns.from_columns(typed, signature)
+
+
+def _csv_columns(lines: Iterator[list[str]], signature: Signature) -> dict[str, list[object]]:
+    """Return the values of each column. Lines are read one by one, as lists of them take much more than the body."""
+    lines = filter(None, lines)
+    names = next(lines, None)
+    if names is None:
         raise BadRequest("the request has no body; expected CSV with a header line", kind="malformed")
-    names, *rows = lines
-    for at, row in enumerate(rows):
-        if len(row) != len(names):
-            raise BadRequest(f"row {at} has {len(row)} fields; the header has {len(names)}", kind="malformed")
     if len(set(names)) != len(names):
         raise BadRequest("the header of the CSV names a column twice")
-    if not rows:
-        return columns.empty(signature)
-    cells = dict(zip(names, zip(*rows, strict=True), strict=True))
-    dtypes = {
-        name: spec.dtype for spec in signature.inputs for name in (spec.name, *(spec.feature_names or ()))
-    }
     alone = signature.inputs[0].dtype if len(signature.inputs) == 1 else "str"
-    typed = {
-        name: [_cell(text, dtypes.get(name, alone)) for text in column] for name, column in cells.items()
-    }
-    return columns.from_columns(typed, signature)
+    dtypes = {name: spec.dtype for spec in signature.inputs for name in (spec.name, *spec.feature_names)}
+    kinds = [dtypes.get(name, alone) for name in names]
+    found: list[list[object]] = [[] for _ in names]
+    for at, row in enumerate(lines):
+        if len(row) != len(names):
+            raise BadRequest(f"row {at} has {len(row)} fields; the header has {len(names)}", kind="malformed")
+        for column, text, dtype in zip(found, row, kinds, strict=True):
+            column.append(_cell(text, dtype))
+    return dict(zip(names, found, strict=True))
 
 
 def _cell(text: str, dtype: str) -> object:
@@ -177,9 +183,10 @@ def _cell(text: str, dtype: str) -> object:
     if dtype == "bool":
         return {"true": True, "false": False}.get(text.lower(), text)
     try:
-        return float(text) if dtype.startswith("float") else int(text)
+        value = float(text) if dtype.startswith("float") else int(text)
     except ValueError:
         return text
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _predictions(outputs: Mapping[str, Array]) -> Reply:

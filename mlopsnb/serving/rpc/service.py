@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from mlopsnb.errors import MlopsnbError
 from mlopsnb.serving import v2
 from mlopsnb.serving.app import CLIENT_LEFT, begin, status_of
 from mlopsnb.serving.errors import CannotListen, stack
 from mlopsnb.serving.protocols.open_inference import server_metadata
-from mlopsnb.serving.rpc import codec
+from mlopsnb.serving.rpc import codec, security
 from mlopsnb.serving.rpc.messages import METHODS, SERVICE, message
 
 if TYPE_CHECKING:
     from mlopsnb.serving.app import App, Call
+    from mlopsnb.serving.connections import ConnectionLimits
+    from mlopsnb.serving.tls import Tls
 
 _STATUSES = {
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -37,8 +42,19 @@ _log = logging.getLogger("mlopsnb.serving")
 class GrpcServer:
     """Serves *app*'s model on a port of its own; 0 takes any that is free. *shared*: other workers have it too."""
 
-    def __init__(self, app: App, *, host: str, port: int, shared: bool = False) -> None:
+    def __init__(
+        self,
+        app: App,
+        *,
+        host: str,
+        port: int,
+        limits: ConnectionLimits,
+        tls: Tls | None = None,
+        shared: bool = False,
+    ) -> None:
         self._app = app
+        self._limits = limits
+        self._tls = tls
         self._shared = shared
         self._address = f"[{host}]" if ":" in host else host
         self._port = port
@@ -56,20 +72,26 @@ class GrpcServer:
             ("grpc.max_receive_message_length", limit),
             ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", int(self._shared)),  # else a port that is taken is an error
+            *security.options(self._limits),
         ]
-        self._server = grpc.aio.server(options=options)
+        tokens = self._app.tokens
+        interceptors = [] if tokens is None else [security.Guard(self._app, tokens)]
+        self._server = grpc.aio.server(options=options, interceptors=interceptors)
         service = _Service(self._app)
         handlers = {
             name: grpc.unary_unary_rpc_method_handler(
-                getattr(service, name),
-                request_deserializer=message(f"{name}Request").FromString,
+                _readable(getattr(service, name)),
+                request_deserializer=partial(_read, message(f"{name}Request")),
                 response_serializer=message(f"{name}Response").SerializeToString,
             )
             for name in METHODS
         }
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
         try:
-            self._port = self._server.add_insecure_port(self.address)
+            if self._tls is None:
+                self._port = self._server.add_insecure_port(self.address)
+            else:
+                self._port = self._server.add_secure_port(self.address, security.credentials(self._tls))
         except RuntimeError as exc:
             raise CannotListen(
                 f"cannot listen on {self.address} for gRPC",
@@ -81,6 +103,23 @@ class GrpcServer:
         """Take no more calls and answer those in work, which is done when the longest has had its time."""
         if self._server is not None:
             await self._server.stop(self._app.request_timeout)
+
+
+def _read(kind: Any, data: bytes) -> Any:
+    """Return *data* as a message, or None; gRPC's own answer to what is none is that of a fault of ours."""
+    try:
+        return kind.FromString(data)
+    except DecodeError:
+        return None
+
+
+def _readable(method: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
+    async def answer(request: Any, context: Any) -> Any:
+        if request is None:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the message is not the one of this call")
+        return await method(request, context)
+
+    return answer
 
 
 class _Service:
