@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from mlopsnb.errors import MlopsnbError
-from mlopsnb.serving import protocols, stages, tracecontext
+from mlopsnb.serving import pages, protocols, stages, tracecontext
 from mlopsnb.serving.errors import BadRequest, DeadlineExceeded, Kind, NotCached, Overloaded, stack
 from mlopsnb.serving.requestlog import RequestLog, Sink
 from mlopsnb.serving.routes import Headers, Reply, Route, ServedModel, json_reply, plain_error
@@ -132,6 +132,7 @@ class App:
         if stage is not None:
             engine.metrics.also.append(stage.families)
         self._routes = self._operations() | protocols.routes(self.served)
+        self._routes |= pages.routes(self.served, engine.package)
 
     def _operations(self) -> dict[str, Route]:
         """Return the paths for those who run the server."""

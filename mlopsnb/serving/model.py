@@ -43,11 +43,12 @@ class Ran:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Package:
-    """A verified model package and its golden example."""
+    """A verified model package and its golden example, with the answers that the original model gave to it."""
 
     path: Path
     manifest: Manifest
     golden: Mapping[str, Array]
+    answers: Mapping[str, Array] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> Package:
@@ -55,10 +56,10 @@ class Package:
         package = manifest.read(path)
         manifest.verify(path, package)
         try:
-            golden, _ = manifest.read_example(path)
+            golden, answers = manifest.read_example(path)
         except (OSError, ValueError, BadZipFile) as exc:
             raise BadPackage(f"the golden example of {path} cannot be read: {summary(exc)}") from exc
-        return cls(path=path, manifest=package, golden=golden)
+        return cls(path=path, manifest=package, golden=golden, answers=answers)
 
 
 class Model:

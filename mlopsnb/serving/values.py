@@ -183,8 +183,9 @@ def _fits(value: object, dtype: str, allow_nan: bool) -> bool:
         return False
     if dtype in _RANGES:
         low, high = _RANGES[dtype]
-        return isinstance(value, int) and low <= value <= high
-    if math.isnan(value):
+        whole = isinstance(value, int) or value.is_integer()  # JSON has one kind of number
+        return whole and low <= value <= high
+    if isinstance(value, float) and math.isnan(value):
         return allow_nan
     with np.errstate(over="ignore"):
         return abs(value) <= float(np.finfo("float64").max) and not bool(

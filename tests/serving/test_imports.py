@@ -20,6 +20,9 @@ MODULES = [
     ),
     *(
         "model",
+        "openapi",
+        "pages.form",
+        "pages.reference",
         "payloads",
         "protocols",
         "requestlog",

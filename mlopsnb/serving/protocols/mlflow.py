@@ -108,7 +108,7 @@ def _from_json(content: Mapping[str, Any], signature: Signature) -> dict[str, Ar
             f"expected an object with exactly one of {', '.join(readers)}; found {', '.join(given) or 'none'}",
             kind="malformed",
         )
-    if content.get("params"):
+    if content.get("params") not in (None, {}):
         raise BadRequest("the model takes no params")
     return readers[given[0]](content[given[0]], signature)
 
@@ -122,15 +122,13 @@ def _from_split(frame: object, signature: Signature) -> dict[str, Array]:
         return columns.from_rows(rows, signature)
     if not isinstance(names, list) or len({str(name) for name in names}) != len(names):
         raise BadRequest("the columns of dataframe_split should be a list of different names")
-    if not rows:
-        return columns.empty(signature)
     for at, row in enumerate(rows):
         if not isinstance(row, list) or len(row) != len(names):
             found = f"{len(row)} values" if isinstance(row, list) else values.shown(row)
             raise BadRequest(
                 f"row {at} of dataframe_split should have {len(names)} values, one a column; found {found}"
             )
-    parts = map(list, zip(*rows, strict=True))
+    parts = map(list, zip(*rows, strict=True)) if rows else ([] for _ in names)
     return columns.from_columns(dict(zip(map(str, names), parts, strict=True)), signature)
 
 
@@ -154,9 +152,7 @@ def _from_csv(body: bytes, signature: Signature) -> dict[str, Array]:
             raise BadRequest(f"row {at} has {len(row)} fields; the header has {len(names)}", kind="malformed")
     if len(set(names)) != len(names):
         raise BadRequest("the header of the CSV names a column twice")
-    if not rows:
-        return columns.empty(signature)
-    cells = dict(zip(names, zip(*rows, strict=True), strict=True))
+    cells = dict(zip(names, zip(*rows, strict=True) if rows else ((),) * len(names), strict=True))
     dtypes = {
         name: spec.dtype for spec in signature.inputs for name in (spec.name, *(spec.feature_names or ()))
     }
@@ -178,6 +174,14 @@ def _cell(text: str, dtype: str) -> object:
         return {"true": True, "false": False}.get(text.lower(), text)
     try:
         return float(text) if dtype.startswith("float") else int(text)
+    except ValueError:
+        return _number(text)
+
+
+def _number(text: str) -> object:
+    """Return a whole number that is written as a float, as pandas does beside a missing one."""
+    try:
+        return float(text)
     except ValueError:
         return text
 
