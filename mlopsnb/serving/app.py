@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from mlopsnb.errors import MlopsnbError
-from mlopsnb.serving import protocols, stages, tracecontext
+from mlopsnb.serving import pages, protocols, stages, tracecontext
 from mlopsnb.serving.errors import BadRequest, DeadlineExceeded, Kind, NotCached, Overloaded, stack
 from mlopsnb.serving.requestlog import RequestLog, Sink
 from mlopsnb.serving.routes import Headers, Reply, Route, ServedModel, json_reply, plain_error
@@ -27,6 +27,7 @@ from mlopsnb.serving.routes import Headers, Reply, Route, ServedModel, json_repl
 if TYPE_CHECKING:
     from mlopsnb.serving.batcher import Outputs
     from mlopsnb.serving.engine import Engine
+    from mlopsnb.serving.model import Package
     from mlopsnb.serving.payloads import PayloadLog
     from mlopsnb.serving.stages import Stage
     from mlopsnb.serving.tokens import Tokens
@@ -146,6 +147,14 @@ class App:
         if stage is not None:
             engine.metrics.also.append(stage.families)
         self._routes = self._operations() | protocols.routes(self.served)
+        self._routes |= self._pages(engine.package)
+
+    def _pages(self, package: Package) -> dict[str, Route]:
+        """Return the pages. Where tokens are asked for, they show everybody the signature, but nobody the example."""
+        if self.tokens is None:
+            return pages.routes(self.served, package)
+        protected = [path for path, route in self._routes.items() if not route.public]
+        return pages.routes(self.served, package.blank(), protected=protected)
 
     def _operations(self) -> dict[str, Route]:
         """Return the paths for those who run the server."""
@@ -161,8 +170,8 @@ class App:
             return Reply(200, text, content_type.encode())
 
         return {
-            "/healthz": Route(show=live, probe=True),
-            "/ready": Route(show=ready, probe=True),
+            "/healthz": Route(show=live, public=True),
+            "/ready": Route(show=ready, public=True),
             "/metrics": Route(negotiate=expose),
         }
 
@@ -197,7 +206,7 @@ class App:
 
     async def _respond(self, call: Call, receive: Receive) -> Reply:
         route = self._routes.get(call.path)
-        if self.tokens is not None and not (route and route.probe) and not self.tokens.allow(call.headers):
+        if self.tokens is not None and not (route and route.public) and not self.tokens.allow(call.headers):
             return self._unknown_client(call, route)
         if route is None:
             return Reply(404, plain_error(404, self._nothing_there(call.path)))

@@ -79,6 +79,7 @@ class Engine:
         self, package: Package, model: Model, plan: Plan, options: Options, metrics: Metrics
     ) -> None:
         self.manifest = package.manifest
+        self.package = package
         self.metrics = metrics
         self.plan = plan
         limits = Limits(

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from zipfile import BadZipFile
+
+import numpy as np
 
 from mlopsnb import manifest, plugins
 from mlopsnb.errors import MlopsnbError
@@ -43,11 +45,12 @@ class Ran:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Package:
-    """A verified model package and its golden example."""
+    """A verified model package and its golden example, with the answers that the original model gave to it."""
 
     path: Path
     manifest: Manifest
     golden: Mapping[str, Array]
+    answers: Mapping[str, Array] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> Package:
@@ -55,10 +58,18 @@ class Package:
         package = manifest.read(path)
         manifest.verify(path, package)
         try:
-            golden, _ = manifest.read_example(path)
+            golden, answers = manifest.read_example(path)
         except (OSError, ValueError, BadZipFile) as exc:
             raise BadPackage(f"the golden example of {path} cannot be read: {summary(exc)}") from exc
-        return cls(path=path, manifest=package, golden=golden)
+        return cls(path=path, manifest=package, golden=golden, answers=answers)
+
+    def blank(self) -> Package:
+        """Return the package with zeros and empty text for its example, and no answers to it."""
+        zeros = {
+            name: np.full_like(array, "" if array.dtype.kind in "OSU" else 0)
+            for name, array in self.golden.items()
+        }
+        return replace(self, golden=zeros, answers={})
 
 
 class Model:

@@ -76,14 +76,14 @@ def plain_error(status: int, message: str) -> bytes:
 class Route:
     """One path: what it shows, be it in the form that the headers ask for, or how it predicts.
 
-    A *probe* says that the server lives or is ready, to everybody.
+    What is *public* needs no token: whether the server lives and is ready, and pages that show nothing of the data.
     """
 
     show: Show | None = None
     negotiate: Negotiate | None = None
     decode: Decode | None = None
     error: ErrorForm = plain_error
-    probe: bool = False
+    public: bool = False
 
     @property
     def methods(self) -> tuple[str, ...]:

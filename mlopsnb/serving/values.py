@@ -212,7 +212,8 @@ def _fits(value: object, dtype: str, allow_nan: bool) -> bool:
         return False
     if dtype in _RANGES:
         low, high = _RANGES[dtype]
-        return isinstance(value, int) and low <= value <= high
+        whole = isinstance(value, int) or value.is_integer()  # JSON has one kind of number
+        return whole and low <= value <= high
     if isinstance(value, float) and math.isnan(value):
         return allow_nan
     beyond = _BEYOND[dtype]

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -114,16 +115,19 @@ def make_package(tmp_path):
 
 @pytest.fixture
 def make_echo(tmp_path):
-    """Write a package that answers named arrays as they are; keywords `features` and `nan` are of every input."""
+    """Write a package that answers named arrays as they are; keywords `features` and `nan` are of every input.
 
-    def make(inputs, *, features=(), nan=True):
-        package = tmp_path / "echo"
+    The first axis is free, unless `shapes` says something else of an input.
+    """
+
+    def make(inputs, *, features=(), nan=True, shapes=None, name="echo"):
+        package = tmp_path / name
         (package / manifest.MODEL_DIR).mkdir(parents=True)
         outputs = {f"out_{name}": array for name, array in inputs.items()}
         manifest.write_example(package, inputs, outputs)
         signature = Signature(
-            inputs=tuple(_spec(k, a, features, nan) for k, a in inputs.items()),
-            outputs=tuple(_spec(k, a, (), nan) for k, a in outputs.items()),
+            inputs=tuple(_spec(k, a, features, nan, shapes) for k, a in inputs.items()),
+            outputs=tuple(replace(_spec(k, a, (), nan, shapes), name=f"out_{k}") for k, a in inputs.items()),
         )
         manifest.write(
             package,
@@ -134,11 +138,11 @@ def make_echo(tmp_path):
     return make
 
 
-def _spec(name, array, features, nan):
+def _spec(name, array, features, nan, shapes):
     return TensorSpec(
         name=name,
         dtype="str" if array.dtype == object else array.dtype.name,
-        shape=(None, *array.shape[1:]),
+        shape=(shapes or {}).get(name, (None, *array.shape[1:])),
         feature_names=tuple(features),
         allow_nan=nan and array.dtype.kind == "f",
     )

@@ -8,6 +8,9 @@ MODULES = [
     *("app", "batcher", "binary", "board", "cpu", "dispatch", "engine", "errors"),
     *("fastlane", "handover", "listen", "logfile", "memory", "metrics", "model", "payloads"),
     *(
+        "openapi",
+        "pages.form",
+        "pages.reference",
         "processes",
         "protocols",
         "readypipe",

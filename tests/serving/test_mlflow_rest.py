@@ -136,10 +136,25 @@ def test_csv_of_other_dtypes():
     assert lists(request) == {"n": [-3, 7], "s": ['a, "b"\nü', "12"], "b": [True, False], "f": [1.5, 0.0]}
 
 
+def test_whole_numbers_may_look_like_floats():
+    what = Signature(inputs=(TensorSpec(name="n", dtype="int64", shape=(None,)),), outputs=(Y,))
+    expected = {"n": [3, -4, 9007199254740993]}
+    assert lists(read({"inputs": [3.0, -4, 9007199254740993]}, what)) == expected
+    assert lists(read(b"n\n3.0\n-4\n9007199254740993\n", what, "text/csv")) == expected
+
+
 BAD = {
     "none": ({}, FRAME, JSON, "none"),
     "two": ({"inputs": [], "instances": []}, FRAME, JSON, "instances, inputs"),
     "params": ({"inputs": [], "params": {"t": 1}}, FRAME, JSON, "the model takes no params"),
+    "no params": ({"inputs": [], "params": False}, FRAME, JSON, "the model takes no params"),
+    "header": (b"age,dept\n", FRAME, "text/csv", "missing: debt, rate; unknown: dept"),
+    "columns": (
+        {"dataframe_split": {"columns": ["age", "dept"], "data": []}},
+        FRAME,
+        JSON,
+        "missing: debt, rate; unknown: dept",
+    ),
     "column": (
         {"dataframe_split": {"columns": ["age", "dept"], "data": [[1, 2]]}},
         FRAME,

@@ -162,6 +162,11 @@ BAD = {
         ONE,
         "input 'x': expected a number within float32's range or null, found 1e39 at data[1]",
     ),
+    "beyond all floats": (
+        {"instances": [[1, 10**400]]},
+        ONE,
+        f"input 'x': expected a number within float32's range or null, found 1{'0' * 36}... at data[1]",
+    ),
     "rows": (
         {"inputs": {"x": [[1, 2]], "n": [1, 2]}},
         TWO,

@@ -13,7 +13,8 @@ from mlopsnb.serving.errors import BadSecret
 from mlopsnb.serving.rpc.messages import SERVICE, message
 from mlopsnb.serving.tokens import Tokens
 
-OPEN = ["/healthz", "/ready", "/v2/health/live", "/v2/health/ready", "/ping", "/health"]
+PAGES = ["/", "/docs", "/openapi.json"]
+OPEN = ["/healthz", "/ready", "/v2/health/live", "/v2/health/ready", "/ping", "/health", *PAGES]
 CLOSED = [
     "/metrics",
     "/version",
@@ -62,6 +63,16 @@ def guarded(serve, make_package, token_file):
         "--max-body-bytes",
         "100000",
     )
+
+
+def test_the_pages_say_that_a_token_is_needed_and_show_no_example(guarded):
+    told = guarded.get("/openapi.json").json()
+    infer = told["paths"]["/v2/models/affine/infer"]["post"]
+    examples = infer["requestBody"]["content"]["application/json"]["examples"].values()
+    assert [e["value"]["inputs"][0]["data"] for e in examples] == [[0.0, 0.0, 0.0, 0.0]]
+    assert infer["security"]
+    assert "401" in infer["responses"]
+    assert "security" not in told["paths"]["/ready"]["get"]
 
 
 def test_probes_are_open_and_nothing_else(guarded, body):

@@ -332,6 +332,18 @@ def test_a_bad_request_says_what_was_expected_and_what_came(specs, content, kind
     assert (caught.value.kind, caught.value.message) == (kind, message)
 
 
+@pytest.mark.parametrize("dtype", [name for name in ALL_DTYPES if "int" in name])
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+def test_whole_numbers_may_look_like_floats(dtype, data):
+    numbers = data.draw(hnp.arrays(dtype, 4)).tolist()
+    said = [float(n) if float(n) == n and data.draw(st.booleans()) else n for n in numbers]
+    spec = TensorSpec(name="n", dtype=dtype, shape=(None,))
+    body = json.dumps({"inputs": [tensor("n", [4], v2.DATATYPES[dtype], said)]}).encode()
+    found = v2.decode_request(body, Signature(inputs=(spec,), outputs=(X,))).inputs["n"]
+    assert (found.dtype, found.tolist()) == (dtype, numbers)
+
+
 def test_null_is_nan_where_the_example_had_nan():
     spec = TensorSpec(name="x", dtype="float32", shape=(None, 2), allow_nan=True)
     raw = json.dumps({"inputs": [tensor(shape=[2, 2], data=[[1, None], [None, 4]])]}).encode()

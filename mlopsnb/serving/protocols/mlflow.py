@@ -50,8 +50,8 @@ def routes(model: ServedModel) -> dict[str, Route]:
         return decode(body, headers.get(b"content-type", b"").decode("latin-1"), model.signature, bulk)
 
     return {
-        "/ping": Route(show=ping, error=error, probe=True),
-        "/health": Route(show=ping, error=error, probe=True),
+        "/ping": Route(show=ping, error=error, public=True),
+        "/health": Route(show=ping, error=error, public=True),
         "/version": Route(show=version, error=error),
         "/invocations": Route(decode=invoke, error=error),
     }
@@ -110,7 +110,7 @@ def _from_json(content: Mapping[str, Any], signature: Signature) -> dict[str, Ar
             f"expected an object with exactly one of {', '.join(readers)}; found {', '.join(given) or 'none'}",
             kind="malformed",
         )
-    if content.get("params"):
+    if content.get("params") not in (None, {}):
         raise BadRequest("the model takes no params")
     return readers[given[0]](content[given[0]], signature)
 
@@ -124,15 +124,13 @@ def _from_split(frame: object, signature: Signature) -> dict[str, Array]:
         return columns.from_rows(rows, signature)
     if not isinstance(names, list) or len({str(name) for name in names}) != len(names):
         raise BadRequest("the columns of dataframe_split should be a list of different names")
-    if not rows:
-        return columns.empty(signature)
     for at, row in enumerate(rows):
         if not isinstance(row, list) or len(row) != len(names):
             found = f"{len(row)} values" if isinstance(row, list) else values.shown(row)
             raise BadRequest(
                 f"row {at} of dataframe_split should have {len(names)} values, one a column; found {found}"
             )
-    parts = map(list, zip(*rows, strict=True))
+    parts = map(list, zip(*rows, strict=True)) if rows else ([] for _ in names)
     return columns.from_columns(dict(zip(map(str, names), parts, strict=True)), signature)
 
 
@@ -148,8 +146,6 @@ def _from_csv(body: bytes, signature: Signature) -> dict[str, Array]:
         typed = _csv_columns(csv.reader(io.StringIO(text, newline=""), strict=True), signature)
     except (UnicodeDecodeError, csv.Error) as exc:
         raise BadRequest(f"the request is not CSV in UTF-8: {exc}", kind="malformed") from exc
-    if not any(typed.values()):
-        return columns.empty(signature)
     return columns.from_columns(typed, signature)
 
 
@@ -185,8 +181,16 @@ def _cell(text: str, dtype: str) -> object:
     try:
         value = float(text) if dtype.startswith("float") else int(text)
     except ValueError:
-        return text
+        return _number(text)
     return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _number(text: str) -> object:
+    """Return a whole number that is written as a float, as pandas does beside a missing one."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _predictions(outputs: Mapping[str, Array]) -> Reply:

@@ -35,8 +35,8 @@ def routes(model: ServedModel) -> dict[str, Route]:
 
     found = {
         "/v2": Route(show=lambda ready: json_reply(server_metadata())),
-        "/v2/health/live": Route(show=always({"live": True}), probe=True),
-        "/v2/health/ready": Route(show=ready, probe=True),
+        "/v2/health/live": Route(show=always({"live": True}), public=True),
+        "/v2/health/ready": Route(show=ready, public=True),
     }
     metadata = v2.metadata(model.name, model.version, model.manifest)
 
