@@ -18,6 +18,7 @@ from mlopsnb.records import Signature, TensorSpec
 from mlopsnb.serving import v2
 from mlopsnb.serving.errors import BadRequest
 from mlopsnb.serving.rpc import codec
+from mlopsnb.serving.rpc.codec import Codec
 from mlopsnb.serving.rpc.messages import METHODS, SERVICE, message
 
 TRITON_PYTHON = Path(__file__).parents[2] / ".venv" / "triton" / "bin" / "python"
@@ -76,7 +77,8 @@ def test_typed_contents_are_read_and_answered(dtype):
     request = codec.decode(request_of(array, id="5"), signature_of(dtype))
     found = request.inputs["x"]
     assert (found.dtype, found.tolist(), request.rows, request.id) == (array.dtype, array.tolist(), 2, "5")
-    response = codec.encode(request, {"y": array}, name="m", version="1")
+    encoded = Codec(signature_of(dtype), name="m", version="1").encode(request, {"y": array})
+    response = message("ModelInferResponse").FromString(encoded)
     assert (response.id, list(response.outputs[0].shape), len(response.raw_output_contents)) == (
         "5",
         [2, 2],
