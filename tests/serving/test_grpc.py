@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import grpc
 import numpy as np
@@ -21,7 +20,6 @@ from mlopsnb.serving.rpc import codec
 from mlopsnb.serving.rpc.codec import Codec
 from mlopsnb.serving.rpc.messages import METHODS, SERVICE, message
 
-TRITON_PYTHON = Path(__file__).parents[2] / ".venv" / "triton" / "bin" / "python"
 CONTENTS = {
     "bool": "bool_contents",
     "int8": "int_contents",
@@ -45,9 +43,6 @@ def every(dtype):
         return np.array([[True, False], [False, False]])
     limits = np.iinfo(dtype) if "int" in dtype else np.finfo(dtype)
     return np.array([[limits.min, 0], [1, limits.max]], dtype)
-
-
-EVERY = {f"t_{dtype}": every(dtype) for dtype in sorted(v2.DATATYPES)}
 
 
 def signature_of(dtype, *, allow_nan=False):
@@ -306,25 +301,3 @@ def test_a_port_that_is_taken_is_an_error(serve, make_package):
 def test_grpc_is_loaded_where_it_is_asked_for_alone():
     code = "import sys, mlopsnb.serving.app, mlopsnb.serving.server, mlopsnb.serving.__main__; print('grpc' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
-
-
-@pytest.mark.triton
-def test_tritons_client_gets_back_what_it_sent(serve, make_echo, tmp_path):
-    runtime = serve(make_echo(EVERY), "--port", "0", "--grpc-port", "0")
-    sent, came = tmp_path / "sent.npz", tmp_path / "came.npz"
-    np.savez(sent, **{k: a.astype(str) if a.dtype == object else a for k, a in EVERY.items()})
-    script = Path(__file__).with_name("triton_client.py")
-    done = subprocess.run(
-        [TRITON_PYTHON, script, "grpc", runtime.report["grpc"], "echo", sent, came],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
-    assert (said["live"], said["ready"], said["id"]) == (True, [True] * 3, "17")
-    assert [t["name"] for t in said["model"]["inputs"]] == list(EVERY)
-    found = dict(np.load(came))
-    for name, array in EVERY.items():
-        assert found[name].tolist() == array.tolist(), name
-        assert array.dtype in (found[name].dtype, object)
