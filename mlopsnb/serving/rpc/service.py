@@ -51,8 +51,6 @@ _OPTIONS = (
     ("grpc.keepalive_time_ms", 60_000),  # so that a client whose machine has gone is noticed
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.keepalive_permit_without_calls", 1),
-    # Nothing compressed, as over HTTP: the limit of a message is for what came, not for what it unfolds to.
-    ("grpc.compression_enabled_algorithms_bitset", 1),
 )
 
 _INFER_REQUEST = message("ModelInferRequest")
