@@ -398,6 +398,7 @@ def test_calls_that_wait_share_a_call_without_those_that_left(serve, make_packag
             with pytest.raises(grpc.RpcError) as caught:
                 stub.ModelInfer(affine_request(), timeout=60)
             waiting[0].cancel()
+            wait_for(runtime, "mlopsnb_queue_rows", 3)
             with pytest.raises(grpc.RpcError) as late:
                 stub.ModelInfer(affine_request(), timeout=0.3)
             wait_for(runtime, "mlopsnb_queue_rows", 3)
