@@ -1,6 +1,6 @@
 """Our server against the peers, a bare loop and the ceiling, in one run on one machine.
 
-    python benchmarks/serving.py [--quick] [--servers mlopsnb triton …] [--models mlp conv table]
+    python benchmarks/serving.py [--quick] [--servers mlopsnb triton …] [--models mlp conv table mlp-grpc]
 
 Rounds are outermost and the servers take turns within a round, so that a slow moment of the machine hits all of them
 alike; the medians over the rounds count. Every server's answers are compared with the model's before it is measured,
@@ -23,19 +23,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from serving_peers import cases, report, servers, venvs
+from serving_peers import cases, grpc_load, load, processes, report, servers, venvs
 from serving_peers.cases import CASES, Prepared
-from serving_peers.load import Load, NoLoad, find_wrk, measure
-from serving_peers.processes import CannotServe, Running, post, running
+from serving_peers.load import Load, NoLoad, find_wrk
+from serving_peers.processes import CannotServe, Running, running
 from serving_peers.report import Failure, Measurement
 from serving_peers.servers import FAMILIES, SERVERS, Command, Server
 
 CONCURRENCIES = (1, 8, 64)
 _REFUSED_SECONDS = 20
-_BODIES = {"v2": cases.v2_body, "mlflow": cases.mlflow_body}
+_BODIES = {"v2": cases.v2_body, "mlflow": cases.mlflow_body, "grpc": cases.grpc_body}
+_ASKS = {"http": processes.post, "grpc": grpc_load.ask}
+_LOADS = {"http": load.measure, "grpc": grpc_load.measure}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # an exit like any other: what was started is ended
     try:
         find_wrk()
+        if any(CASES[c].protocol == "grpc" for c in args.models):
+            grpc_load.find_h2load()
         return _compare(args)
     except NoLoad as exc:
         print(f"serving.py: {exc}", file=sys.stderr)
@@ -190,9 +195,9 @@ def _measure(
     with running(
         command.argv, env=dict(command.env), cwd=folder, log=folder / "server.log", silent=command.silent
     ) as process:
-        ready = process.wait_ready(command.url, bodies[0])
+        ready = process.wait_ready(command.url, bodies[0], ask=_ASKS[case.case.protocol])
         _check(command, case, bodies)
-        loads = tuple(_load(command, bodies[0], c, seconds, process) for c in CONCURRENCIES)
+        loads = tuple(_load(command, case, bodies[0], c, seconds, process) for c in CONCURRENCIES)
         _check(command, case, bodies)
         memory = process.pss_mb()
     return Measurement(
@@ -230,10 +235,10 @@ def _check(command: Command, case: Prepared, bodies: Sequence[bytes]) -> None:
 
     def wrong(index: int) -> str:
         end = time.monotonic() + _REFUSED_SECONDS
-        status, answer = _asked(command.url, bodies[index])
+        status, answer = _asked(command, case, bodies[index])
         while status in (429, 503) and time.monotonic() < end:
             time.sleep(0.1)
-            status, answer = _asked(command.url, bodies[index])
+            status, answer = _asked(command, case, bodies[index])
         return cases.right(case, index, answer) if status == 200 else f"status {status}: {answer[:200]!r}"
 
     with ThreadPoolExecutor(len(bodies)) as pool:
@@ -244,18 +249,25 @@ def _check(command: Command, case: Prepared, bodies: Sequence[bytes]) -> None:
         )
 
 
-def _asked(url: str, body: bytes) -> tuple[int, bytes]:
+def _asked(command: Command, case: Prepared, body: bytes) -> tuple[int, bytes]:
     try:
-        return post(url, body)
+        return _ASKS[case.case.protocol](command.url, body)
     except OSError as exc:
         return 0, f"{type(exc).__name__}: {exc}".encode()
 
 
-def _load(command: Command, body: bytes, concurrency: int, seconds: float, process: Running) -> Load:
-    measure(command.url, body, concurrency=concurrency, seconds=1, server_cpu=process.cpu_seconds)  # warm up
-    return measure(
-        command.url, body, concurrency=concurrency, seconds=seconds, server_cpu=process.cpu_seconds
+def _load(
+    command: Command, case: Prepared, body: bytes, concurrency: int, seconds: float, process: Running
+) -> Load:
+    measure = partial(
+        _LOADS[case.case.protocol],
+        command.url,
+        body,
+        concurrency=concurrency,
+        server_cpu=process.cpu_seconds,
     )
+    measure(seconds=1)  # warm up
+    return measure(seconds=seconds)
 
 
 def _about(seconds: float, rounds: int) -> dict[str, Any]:
@@ -278,7 +290,7 @@ def _about(seconds: float, rounds: int) -> dict[str, Any]:
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
-        "wrk": said(find_wrk(), "-v").partition("\n")[0],
+        "load": [said(find_wrk(), "-v").partition("\n")[0], said("h2load", "--version")],
         "load_average_start": os.getloadavg(),
         "notes": [],
         "versions": {"mlopsnb": venvs.versions(Path(sys.executable), ("mlopsnb", *servers.OURS))},
@@ -321,7 +333,7 @@ def _heading(about: Mapping[str, Any]) -> str:
     versions = (" ".join(f"{k} {v}" for k, v in found.items()) for found in about["versions"].values())
     parts = [
         f"{about['when']}, commit {about['commit']}, {about['cores']} cores of {about['processor']}",
-        f"medians of {about['rounds']} rounds of {about['seconds']:g} s; {about['wrk']}",
+        f"medians of {about['rounds']} rounds of {about['seconds']:g} s; {', '.join(about['load'])}",
         f"load average {start:.2f} at the start, {end:.2f} at the end",
         f"one forward alone: {', '.join(f'{k} {v:.3g} ms' for k, v in about['forward_ms'].items())}",
         f"versions: {'; '.join(versions)}",

@@ -6,7 +6,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -28,14 +28,14 @@ def _silent(*command: str) -> str:
     return "" if done.returncode == 0 else f"{' '.join(command)} ended with {done.returncode}"
 
 
-TRITON_PYTHON = Path(__file__).parents[1] / ".venv" / "triton" / "bin" / "python"
-"""Triton's client lives apart: it pins old versions of packages that we use."""
+VENVS = Path(__file__).parents[1] / ".venv"
+"""Clients of other servers live apart: they pin old versions of packages that we use."""
 
 
-def _no_triton_client() -> str:
-    if TRITON_PYTHON.exists():
+def _no_client(name: str) -> str:
+    if (VENVS / name / "bin" / "python").exists():
         return ""
-    return "no .venv/triton; python -m venv it, and pip install 'tritonclient[grpc,http]' there"
+    return f"no .venv/{name}; .ci/run shows how it is made"
 
 
 MISSING = {
@@ -43,7 +43,8 @@ MISSING = {
     "cluster": cache(lambda: _silent("kubectl", "get", "--raw", "/readyz")),
     "fuzz": lambda: "" if importlib.util.find_spec("atheris") else "the package atheris is not installed",
     "engine": cache(lambda: _silent("docker", "version")),
-    "triton": _no_triton_client,
+    "kserve": partial(_no_client, "kserve"),
+    "triton": partial(_no_client, "triton"),
 }
 """Markers of tests that need more than Python, and what says why that is missing (nothing if it is there).
 

@@ -1,4 +1,4 @@
-"""What is served: three models, the packages and bodies made from them, and whether an answer is the model's.
+"""What is served: the models, the packages and bodies made from them, and whether an answer is the model's.
 
 Every server gets the same TorchScript file and, where it speaks the Open Inference Protocol, the same bytes.
 """
@@ -28,6 +28,7 @@ class Case:
     row: tuple[int, ...]
     rows: int
     heavy: bool
+    protocol: str = "http"
 
 
 CASES = {
@@ -36,6 +37,7 @@ CASES = {
         Case("mlp", "MLP 32→64→64→2, one row", (32,), 1, heavy=False),
         Case("conv", "convnet on 3 by 64 by 64, one row", (3, 64, 64), 1, heavy=True),
         Case("table", "MLP 32→64→64→2, a batch of 1,000 rows", (32,), 1000, heavy=False),
+        Case("mlp-grpc", "MLP 32→64→64→2, one row, gRPC, raw bytes", (32,), 1, heavy=False, protocol="grpc"),
     )
 }
 
@@ -134,6 +136,17 @@ def mlflow_body(prepared: Prepared, index: int) -> bytes:
     return json.dumps({"inputs": rows}, separators=(",", ":")).encode()
 
 
+def grpc_body(prepared: Prepared, index: int) -> bytes:
+    """Return request *index* as an encoded `ModelInferRequest` with raw bytes."""
+    from mlopsnb.serving.rpc.messages import message
+
+    x = prepared.inputs[index]
+    request = message("ModelInferRequest")(model_name=MODEL)
+    request.inputs.add(name=prepared.input_name, datatype="FP32", shape=x.shape)
+    request.raw_input_contents.append(x.tobytes())
+    return request.SerializeToString()
+
+
 def _numbers(x: np.ndarray) -> list[float]:
     """Return the numbers as the shortest decimals that are the same float32."""
     return [float(str(v)) for v in x]
@@ -142,14 +155,23 @@ def _numbers(x: np.ndarray) -> list[float]:
 def right(prepared: Prepared, index: int, body: bytes) -> str:
     """Return what is wrong with the answer *body* to request *index*; nothing if it is the model's answer."""
     try:
-        found = _answer(json.loads(body))
-    except (ValueError, KeyError, TypeError, IndexError) as exc:
+        found = _grpc_answer(body) if prepared.case.protocol == "grpc" else _answer(json.loads(body))
+    except Exception as exc:  # noqa: BLE001  whatever a peer sends is told as it is
         return f"an answer of another form ({type(exc).__name__}: {exc}): {body[:200]!r}"
     wanted = prepared.answers[index]
     if found.size != wanted.size:
         return f"{found.size} numbers instead of {wanted.size}: {body[:200]!r}"
     error = float(np.abs(found.reshape(wanted.shape) - wanted).max())
     return "" if error <= TOLERANCE else f"numbers that are {error:.3g} off: {body[:200]!r}"
+
+
+def _grpc_answer(body: bytes) -> np.ndarray:
+    from mlopsnb.serving.rpc.messages import message
+
+    response = message("ModelInferResponse").FromString(body)
+    if response.raw_output_contents:
+        return np.frombuffer(response.raw_output_contents[0], "<f4").astype(np.float64)
+    return np.array(response.outputs[0].contents.fp32_contents, dtype=np.float64)
 
 
 def _answer(content) -> np.ndarray:

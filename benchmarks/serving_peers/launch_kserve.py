@@ -1,4 +1,4 @@
-"""KServe's Python server with our model: `python -m serving_peers.launch_kserve PORT WORKERS`."""
+"""KServe's Python server with our model: `python -m serving_peers.launch_kserve PORT WORKERS GRPC_PORT`, 0 for none."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import sys
 import kserve
 
 from serving_peers import launch_common
+
+_GRPC_PORT = int(sys.argv[3])
 
 
 class Runtime(kserve.Model):
@@ -29,7 +31,7 @@ class Runtime(kserve.Model):
     async def predict(self, payload, headers=None, response_headers=None):
         answer = self._run(payload.inputs[0].as_numpy())
         output = kserve.InferOutput(name="y", shape=list(answer.shape), datatype="FP32")
-        output.set_data_from_numpy(answer, binary_data=False)
+        output.set_data_from_numpy(answer, binary_data=_GRPC_PORT > 0)
         return kserve.InferResponse(
             response_id=payload.id or "", model_name=self.name, infer_outputs=[output]
         )
@@ -41,5 +43,9 @@ if __name__ == "__main__":
     model = Runtime("m")
     model.load()
     kserve.ModelServer(
-        http_port=int(sys.argv[1]), workers=int(sys.argv[2]), enable_grpc=False, enable_latency_logging=False
+        http_port=int(sys.argv[1]),
+        workers=int(sys.argv[2]),
+        enable_grpc=_GRPC_PORT > 0,
+        grpc_port=_GRPC_PORT or 8081,
+        enable_latency_logging=False,
     ).start([model])

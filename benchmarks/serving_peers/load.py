@@ -38,7 +38,7 @@ class NoLoad(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What wrk saw in one measurement. `wrk_cpu` and `foreign_cpu` are in cores."""
+    """What the load generator saw in one measurement. `wrk_cpu`, which is its own, and `foreign_cpu` are in cores."""
 
     concurrency: int
     requests: int
@@ -82,10 +82,10 @@ def measure(url: str, body: bytes, *, concurrency: int, seconds: float, server_c
         data.write_bytes(body)
         command = [find_wrk(), "-t1", f"-c{concurrency}", f"-d{max(1, round(seconds))}s"]
         command += ["--timeout", f"{_TIMEOUT_SECONDS}s", "-s", str(script), url]
-        busy, server, start = _busy(), server_cpu(), time.perf_counter()
-        text, wrk_seconds = _run(command, {**os.environ, "WRK_BODY": str(data)})
+        busy, server, start = busy_seconds(), server_cpu(), time.perf_counter()
+        text, wrk_seconds = run(command, {**os.environ, "WRK_BODY": str(data)})
         passed = time.perf_counter() - start
-        busy, server = _busy() - busy, server_cpu() - server
+        busy, server = busy_seconds() - busy, server_cpu() - server
     found = [line for line in text.splitlines() if line.startswith("RESULT ")]
     if not found:
         raise NoLoad(f"wrk said: {text.strip()[-300:]!r}")
@@ -106,7 +106,7 @@ def measure(url: str, body: bytes, *, concurrency: int, seconds: float, server_c
     )
 
 
-def _run(command: list[str], env: dict[str, str]) -> tuple[str, float]:
+def run(command: list[str], env: dict[str, str]) -> tuple[str, float]:
     """Run *command* to its end; return what it said and the CPU seconds it took. Ends it if we are interrupted."""
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
@@ -121,7 +121,7 @@ def _run(command: list[str], env: dict[str, str]) -> tuple[str, float]:
     return text, used.ru_utime + used.ru_stime
 
 
-def _busy() -> float:
+def busy_seconds() -> float:
     """Return the CPU seconds that the whole machine has spent on anything."""
     times = psutil.cpu_times()
     return times.user + times.nice + times.system + times.irq + times.softirq

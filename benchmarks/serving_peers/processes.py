@@ -8,13 +8,16 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
 
 READY_SECONDS = 60
+Ask = Callable[..., tuple[int, bytes]]
+"""Sends a body to a URL; returns the status and the answer."""
+
 _GRACE_SECONDS = 10
 
 
@@ -42,14 +45,18 @@ class Running:
                 start_new_session=True,
             )
 
-    def wait_ready(self, url: str, body: bytes, *, pause: float = 0.02) -> float:
-        """Return the seconds from the start to the first good answer to *body*, asked for every *pause* seconds."""
+    def wait_ready(self, url: str, body: bytes, *, ask: Ask | None = None, pause: float = 0.02) -> float:
+        """Return the seconds from the start to the first good answer to *body*, asked for every *pause* seconds.
+
+        *ask* sends it, `post` by default.
+        """
+        ask = ask or post
         last = "nothing listens"
         while time.perf_counter() - self.started < READY_SECONDS:
             if self._process.poll() is not None:
                 raise CannotServe(f"it ended with {self._process.returncode}: {self.last_words()}")
             try:
-                status, answer = post(url, body, timeout=READY_SECONDS)
+                status, answer = ask(url, body, timeout=READY_SECONDS)
                 if status == 200:
                     return time.perf_counter() - self.started
                 last = f"status {status}: {answer[:300]!r}"

@@ -100,7 +100,7 @@ def table(measurements: Sequence[Measurement], failures: Sequence[Failure], case
                 f"CPU µs a request, c={each}",
                 "ready s",
                 "PSS MB",
-                "wrk's cores",
+                "load's cores",
                 "others' cores, worst",
                 "rounds",
             ),
@@ -152,6 +152,7 @@ def ratios(measurements: Sequence[Measurement]) -> list[Ratio]:
     """Return the ratios that matter. More is better in `rps`, less in `p99`; each against that rival's best variant."""
     groups: dict[str, Callable[[Line], bool]] = {
         "Triton": lambda x: x.family == "triton",
+        "MLServer": lambda x: x.family == "mlserver",
         "best Python peer": lambda x: x.family in PYTHON_PEERS,
         "bare loop": lambda x: x.family == "bare loop",
         "ceiling": lambda x: x.family == "ceiling",

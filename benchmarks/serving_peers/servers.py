@@ -14,7 +14,9 @@ import sysconfig
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from serving_peers import grpc_load
 from serving_peers.cases import MODEL, Prepared
 
 _HERE = Path(__file__).resolve().parent
@@ -47,6 +49,11 @@ class Place:
     python: Path
     folder: Path
     batched: bool
+
+    @property
+    def grpc(self) -> bool:
+        """Whether the case is asked over gRPC."""
+        return self.prepared.case.protocol == "grpc"
 
     @property
     def workers(self) -> int:
@@ -83,10 +90,20 @@ def free_port() -> int:
         return port
 
 
-def _ours(place: Place) -> Command:
-    port = free_port()
-    command = [str(place.python), "-m", "mlopsnb.serving", str(place.prepared.package)]
-    return Command(argv=[*command, "--name", MODEL, "--port", str(port)], port=port, silent=True)
+def _open_inference(place: Place, http_port: int, grpc_port: int, **how: Any) -> Command:
+    """Return a command of a server that speaks the protocol both ways; it is asked as the case says."""
+    if place.grpc:
+        return Command(port=grpc_port, path=grpc_load.PATH, body="grpc", **how)
+    return Command(port=http_port, **how)
+
+
+def _ours(place: Place, *options: str) -> Command:
+    port, grpc_port = free_port(), free_port()
+    command = [str(place.python), "-m", "mlopsnb.serving", str(place.prepared.package), "--name", MODEL]
+    command += ["--port", str(port), *options]
+    if place.grpc:
+        command += ["--grpc-port", str(grpc_port)]
+    return _open_inference(place, port, grpc_port, argv=command, silent=True)
 
 
 def _asgi(place: Place) -> Command:
@@ -100,11 +117,11 @@ def _protocol(place: Place) -> Command:
 
 
 def _mlserver(place: Place) -> Command:
-    port = free_port()
+    port, grpc_port = free_port(), free_port()
     settings = {
         "host": "127.0.0.1",
         "http_port": port,
-        "grpc_port": free_port(),
+        "grpc_port": grpc_port,
         "metrics_endpoint": None,
         "debug": False,
         "gzip_enabled": False,
@@ -115,12 +132,14 @@ def _mlserver(place: Place) -> Command:
         model |= {"max_batch_size": 32, "max_batch_time": 0.001}
     (place.folder / "settings.json").write_text(json.dumps(settings))
     (place.folder / "model-settings.json").write_text(json.dumps(model))
-    return Command(argv=[place.tool("mlserver"), "start", str(place.folder)], port=port, env=place.env)
+    command = [place.tool("mlserver"), "start", str(place.folder)]
+    return _open_inference(place, port, grpc_port, argv=command, env=place.env)
 
 
 def _kserve(place: Place) -> Command:
-    port = free_port()
-    return Command(argv=place.module("launch_kserve", port, place.workers), port=port, env=place.env)
+    port, grpc_port = free_port(), free_port()
+    command = place.module("launch_kserve", port, place.workers, grpc_port if place.grpc else 0)
+    return _open_inference(place, port, grpc_port, argv=command, env=place.env)
 
 
 def _litserve(place: Place) -> Command:
@@ -189,7 +208,7 @@ def _triton(place: Place) -> Command:
         batching="dynamic_batching { }" if place.batched else "",
     )
     (repository / MODEL / "config.pbtxt").write_text(config)
-    port = free_port()
+    port, grpc_port = free_port(), free_port()
     packages = server.parents[1]
     libraries = (packages / "nvidia_pytriton.libs", sysconfig.get_config_var("LIBDIR"))
     env = {
@@ -197,20 +216,17 @@ def _triton(place: Place) -> Command:
         "LD_LIBRARY_PATH": ":".join(map(str, libraries)),
         "PATH": f"{place.python.parent}:/usr/bin:/bin",
     }
-    return Command(
-        argv=[
-            *(str(server / "bin" / "tritonserver"), "--model-repository", str(repository)),
-            *(
-                "--backend-directory",
-                str(_triton_backends(server, place.folder)),
-                "--http-address",
-                "127.0.0.1",
-            ),
-            *("--http-port", str(port), "--allow-grpc", "false", "--allow-metrics", "false"),
-        ],
-        port=port,
-        env=env,
-    )
+    command = [str(server / "bin" / "tritonserver"), "--model-repository", str(repository)]
+    command += [
+        "--backend-directory",
+        str(_triton_backends(server, place.folder)),
+        "--allow-metrics",
+        "false",
+    ]
+    command += ["--http-address", "127.0.0.1", "--http-port", str(port)]
+    command += ["--grpc-address", "127.0.0.1", "--grpc-port", str(grpc_port)]
+    command += ["--allow-grpc", str(place.grpc).lower(), "--allow-http", str(not place.grpc).lower()]
+    return _open_inference(place, port, grpc_port, argv=command, env=env)
 
 
 def _triton_backends(server: Path, folder: Path) -> Path:
@@ -254,17 +270,17 @@ def _peer(name: str, make: Callable[[Place], Command], *, batched: tuple[str, ..
             yield Server(name=label, family=name, make=make, environment=name, batched=on, cases=cases)
 
 
-_LIGHT, _ROWS = ("mlp", "conv"), ("table",)
+_LIGHT, _ROWS, _GRPC = ("mlp", "conv"), ("table",), ("mlp-grpc",)
 _ALL = (*_LIGHT, *_ROWS)
 SERVERS = (
-    Server(name="mlopsnb", family="mlopsnb", make=_ours),
+    Server(name="mlopsnb", family="mlopsnb", make=_ours, cases=(*_ALL, *_GRPC)),
     Server(name="bare loop", family="bare loop", make=_asgi),
     Server(name="bare loop, batching", family="bare loop", make=_asgi, batched=True, cases=("mlp",)),
     Server(name="ceiling", family="ceiling", make=_protocol),
     Server(name="ceiling, batching", family="ceiling", make=_protocol, batched=True, cases=("mlp",)),
-    *_peer("triton", _triton, single=_ALL, batched=_LIGHT),
-    *_peer("mlserver", _mlserver, single=_ALL, batched=()),
-    *_peer("kserve", _kserve, single=_ALL, batched=()),
+    *_peer("triton", _triton, single=(*_ALL, *_GRPC), batched=(*_LIGHT, *_GRPC)),
+    *_peer("mlserver", _mlserver, single=(*_ALL, *_GRPC), batched=()),
+    *_peer("kserve", _kserve, single=(*_ALL, *_GRPC), batched=()),
     *_peer("litserve", _litserve, single=_ROWS, batched=_LIGHT),
     *_peer("bentoml", _bentoml, single=_ROWS, batched=_LIGHT),
     *_peer("mlflow", _mlflow, single=_ALL, batched=()),

@@ -379,12 +379,21 @@ class App:
         (self._stage or self.engine).cancel(job)
 
     async def infer(
-        self, call: Call, inputs: Mapping[str, Array], *, rows: int, deadline: float | None
+        self,
+        call: Call,
+        inputs: Mapping[str, Array],
+        *,
+        rows: int,
+        deadline: float | None,
+        at_once: bool = False,
     ) -> Outputs:
         """Let the model answer to decoded inputs; raises what `Engine.infer` raises. For what is not HTTP."""
         if self._stage is None:
-            return (await self.engine.infer(inputs, rows=rows, deadline=deadline, span=call.span)).outputs
-        return await stages.infer(self._stage, call, inputs, rows=rows, deadline=deadline)
+            answer = await self.engine.infer(
+                inputs, rows=rows, deadline=deadline, at_once=at_once, span=call.span
+            )
+            return answer.outputs
+        return await stages.infer(self._stage, call, inputs, rows=rows, deadline=deadline, at_once=at_once)
 
     def started(self, call: Call) -> None:
         """Count a prediction that comes, and trace it if that is on."""
@@ -395,6 +404,10 @@ class App:
     def finished(self, call: Call, status: int) -> None:
         """Count and log a prediction that came by the fast lane or by gRPC."""
         self._metrics.finished(status, call.seconds)
+        self._write_log(call, status)
+
+    def answered(self, call: Call, status: int) -> None:
+        """Log what is no prediction and no HTTP."""
         self._write_log(call, status)
 
     def flush_logs(self) -> None:

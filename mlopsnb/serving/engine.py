@@ -180,9 +180,12 @@ class Engine:
         *,
         rows: int,
         deadline: float | None = None,
+        at_once: bool = False,
         span: Watcher | None = None,
     ) -> Answer:
         """Run the model on *inputs*, which fit the signature and have *rows* rows; *deadline* is loop time.
+
+        With *at_once* there is no other client, so that there is nothing to wait for.
 
         Raises `BadRequest` (rejected) if the model fails on them alone, `ModelFailure` if it fails altogether,
         `Overloaded` if too much waits already, `DeadlineExceeded` if the model was not called in time. If it is
@@ -199,7 +202,7 @@ class Engine:
             else:
                 future.set_result(Answer(outputs=outcome, seconds=job.seconds))
 
-        job = self.submit(inputs, rows, done, deadline=deadline, loop=loop, span=span)
+        job = self.submit(inputs, rows, done, deadline=deadline, loop=loop, at_once=at_once, span=span)
         try:
             return await future
         except asyncio.CancelledError:

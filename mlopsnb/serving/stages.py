@@ -128,6 +128,7 @@ async def infer(
     *,
     rows: int,
     deadline: float | None,
+    at_once: bool = False,
 ) -> Outputs:
     """Submit to *stage* and wait; raises what `Engine.infer` raises. Whoever is cancelled is forgotten."""
     loop = asyncio.get_running_loop()
@@ -141,7 +142,7 @@ async def infer(
         else:
             future.set_result(outcome)
 
-    handle = stage.submit(asker, inputs, rows, done, deadline=deadline, loop=loop)
+    handle = stage.submit(asker, inputs, rows, done, deadline=deadline, loop=loop, at_once=at_once)
     try:
         return await future
     except asyncio.CancelledError:

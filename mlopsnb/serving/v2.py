@@ -151,8 +151,11 @@ def _blobs(tensors: Sequence[_Tensor], raw: memoryview | None) -> dict[int, memo
         if size is None:
             continue
         where = f"tensor {tensor.name[:80]!r}"
-        if memoryview(tensor.data).nbytes:
+        if bytes(tensor.data) not in (b"", b"null"):
             raise BadRequest(f"{where} has both data and binary_data_size", kind="malformed")
+        if raw is None and size == 0:  # of no values KServe's client sends null, and no bytes behind the JSON
+            found[place] = memoryview(b"")
+            continue
         if raw is None:
             raise BadRequest(
                 f"{where} has binary_data_size, but inference-header-content-length is not given",

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +8,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-import mlopsnb
 from mlopsnb.client import Client
 from mlopsnb.errors import StepError, UserError
 from mlopsnb.records import Signature, TensorSpec
@@ -20,7 +17,6 @@ from mlopsnb.serving.protocols import open_inference
 
 ALL_DTYPES = sorted(v2.DATATYPES)
 TEXT = st.text(st.characters(codec="utf-8"), max_size=8)
-TRITON_PYTHON = Path(__file__).parents[2] / ".venv" / "triton" / "bin" / "python"
 
 
 def spec(name, array, *, allow_nan=True):
@@ -289,60 +285,6 @@ def test_any_bytes_are_an_answer_or_a_step_error(raw, length):
         v2.decode_response(raw, header_length=length)
     except StepError:
         return
-
-
-EVERY = {
-    **{
-        f"i_{name}": np.array([[np.iinfo(name).min, 0], [1, np.iinfo(name).max]], name)
-        for name in v2.DATATYPES
-        if "int" in name
-    },
-    "f_float16": np.array([[1.5, -0.0], [65504, 6e-8]], np.float16),
-    "f_float32": np.array([[0.1, -0.0], [3.4e38, 1e-45]], np.float32),
-    "f_float64": np.array([[0.1, -0.0], [1.7e308, 5e-324]]),
-    "flag": np.array([[True, False], [False, False]]),
-    "text": np.array([["", "naïve"], ["日本", "a\nb"]], object),
-}
-
-
-@pytest.mark.triton
-@pytest.mark.parametrize("how", ["http-binary", "http-json"])
-def test_tritons_client_gets_back_what_it_sent(serve, make_echo, tmp_path, how):
-    sent = {
-        k: a for k, a in EVERY.items() if how == "http-binary" or k != "f_float16"
-    }  # it sends those as bytes alone
-    runtime = serve(make_echo(sent), "--port", "0")
-    said, found = converse(how, f"127.0.0.1:{runtime.port}", sent, tmp_path)
-    assert {k: said[k] for k in ("live", "ready", "id")} == {"live": True, "ready": [True] * 3, "id": "17"}
-    assert said["server"] == {
-        "name": "mlopsnb",
-        "version": mlopsnb.__version__,
-        "extensions": ["binary_tensor_data"],
-    }
-    assert [t["name"] for t in said["model"]["inputs"]] == list(sent)
-    for name, array in sent.items():
-        assert_same(found[name].astype(object) if array.dtype == object else found[name], array)
-
-
-@pytest.mark.triton
-def test_tritons_client_shows_our_errors(serve, make_echo, tmp_path):
-    runtime = serve(make_echo({"a": np.zeros((1, 2), np.float32)}), "--port", "0")
-    said, _ = converse(
-        "http-binary", f"127.0.0.1:{runtime.port}", {"a": np.zeros((1, 3), np.float32)}, tmp_path
-    )
-    assert said["error"] == ["400", "input 'a': expected shape [-1, 2], found [1, 3]; one row is [1, 2]"]
-
-
-def converse(how, address, arrays, tmp_path):
-    """Let Triton's client talk with the server; return what it was told, and the outputs."""
-    sent, came = tmp_path / "sent.npz", tmp_path / "came.npz"
-    np.savez(sent, **{k: a.astype(str) if a.dtype == object else a for k, a in arrays.items()})
-    script = Path(__file__).with_name("triton_client.py")
-    done = subprocess.run(
-        [TRITON_PYTHON, script, how, address, "echo", sent, came], capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout), dict(np.load(came)) if came.exists() else {}
 
 
 def test_our_client_gets_back_every_value(serve, make_echo):

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import grpc
 import numpy as np
@@ -18,9 +17,9 @@ from mlopsnb.records import Signature, TensorSpec
 from mlopsnb.serving import v2
 from mlopsnb.serving.errors import BadRequest
 from mlopsnb.serving.rpc import codec
-from mlopsnb.serving.rpc.messages import METHODS, SERVICE, message
+from mlopsnb.serving.rpc.codec import Codec
+from mlopsnb.serving.rpc.messages import HEALTH, METHODS, NOT_SERVING, SERVICE, SERVING, message
 
-TRITON_PYTHON = Path(__file__).parents[2] / ".venv" / "triton" / "bin" / "python"
 CONTENTS = {
     "bool": "bool_contents",
     "int8": "int_contents",
@@ -44,9 +43,6 @@ def every(dtype):
         return np.array([[True, False], [False, False]])
     limits = np.iinfo(dtype) if "int" in dtype else np.finfo(dtype)
     return np.array([[limits.min, 0], [1, limits.max]], dtype)
-
-
-EVERY = {f"t_{dtype}": every(dtype) for dtype in sorted(v2.DATATYPES)}
 
 
 def signature_of(dtype, *, allow_nan=False):
@@ -76,7 +72,8 @@ def test_typed_contents_are_read_and_answered(dtype):
     request = codec.decode(request_of(array, id="5"), signature_of(dtype))
     found = request.inputs["x"]
     assert (found.dtype, found.tolist(), request.rows, request.id) == (array.dtype, array.tolist(), 2, "5")
-    response = codec.encode(request, {"y": array}, name="m", version="1")
+    encoded = Codec(signature_of(dtype), name="m", version="1").encode(request, {"y": array})
+    response = message("ModelInferResponse").FromString(encoded)
     assert (response.id, list(response.outputs[0].shape), len(response.raw_output_contents)) == (
         "5",
         [2, 2],
@@ -156,6 +153,65 @@ def test_any_message_is_a_request_or_a_bad_request(dtype, raw, shape, contents):
     assert list(found.inputs["x"].shape) == shape
 
 
+def plain_signature():
+    return Signature(
+        inputs=(
+            TensorSpec(name="x", dtype="float32", shape=(None, 2)),
+            TensorSpec(name="n", dtype="int8", shape=(None,)),
+        ),
+        outputs=(TensorSpec(name="y", dtype="float32", shape=(None,)),),
+    )
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    names=st.lists(st.sampled_from(["x", "n", "z"]), min_size=1, max_size=3),
+    rows=st.sampled_from([(0, 0), (2, 2), (2, 1), (-1, 2)]),
+    datatypes=st.sampled_from([("FP32", "INT8"), ("INT8", "INT8"), ("FP64", "INT8")]),
+    raw=st.sampled_from([0, 1, None]),
+    more=st.sampled_from(["", "contents", "nan", "outputs", "axis", "id"]),
+)
+def test_the_short_way_reads_what_the_long_way_reads(names, rows, datatypes, raw, more):
+    request = message("ModelInferRequest")(id="5" if more == "id" else "")
+    for name in names:
+        second = name == "n"
+        shape = [rows[second]] if second else [rows[0], 2, *[1] * (more == "axis")]
+        tensor = request.inputs.add(name=name, datatype=datatypes[second], shape=shape)
+        if more == "contents":
+            tensor.contents.fp32_contents.append(1)
+        if raw is not None:
+            size = max(rows[second], 0) * (1 if second else 8) + raw
+            fill = b"\xff" if more == "nan" else b"\0"
+            request.raw_input_contents.append(fill * size)
+    if more == "outputs":
+        request.outputs.add(name="y")
+    found = []
+    for way in (
+        Codec(plain_signature(), name="m", version="1").decode,
+        lambda r: codec.decode(r, plain_signature()),
+    ):
+        try:
+            read = way(request)
+        except BadRequest as exc:
+            found.append(exc.message)
+        else:
+            arrays = {k: (a.dtype, a.shape, a.tolist()) for k, a in read.inputs.items()}
+            found.append((arrays, read.rows, read.id, read.outputs, read.binary))
+    assert found[0] == found[1]
+
+
+def test_answers_of_raw_bytes():
+    made = Codec(plain_signature(), name="m", version="1")
+    for rows in (1, 0, 3, 1):
+        for request_id in (None, "17"):
+            request = v2.InferRequest(inputs={}, rows=rows, id=request_id, binary=frozenset("y"))
+            y = np.arange(rows, dtype=np.float32)
+            response = message("ModelInferResponse").FromString(made.encode(request, {"y": y}))
+            assert (response.model_name, response.model_version, response.id) == ("m", "1", request_id or "")
+            assert [(o.name, o.datatype, list(o.shape)) for o in response.outputs] == [("y", "FP32", [rows])]
+            assert list(response.raw_output_contents) == [y.tobytes()]
+
+
 class Stub:
     """The service's calls on a channel, made of the messages alone."""
 
@@ -168,6 +224,11 @@ class Stub:
                 response_deserializer=message(f"{name}Response").FromString,
             )
             setattr(self, name, call)
+        self.Check = self.channel.unary_unary(
+            f"/{HEALTH}/Check",
+            request_serializer=message("HealthCheckRequest").SerializeToString,
+            response_deserializer=message("HealthCheckResponse").FromString,
+        )
 
 
 @pytest.fixture
@@ -252,6 +313,50 @@ def test_statuses(stub):
     assert not stub.ServerReady(message("ServerReadyRequest")(), timeout=30).ready
 
 
+def test_every_answer_tells_its_request_id_and_every_call_is_logged(stub):
+    calls = [
+        (stub.ModelInfer, affine_request(), 200),
+        (stub.ModelInfer, affine_request(name="fraud"), 404),
+        (stub.ModelInfer, affine_request(x=[[1, 2, 3]]), 400),
+        (stub.ModelReady, message("ModelReadyRequest")(name="fraud"), 404),
+        (stub.ServerLive, message("ServerLiveRequest")(), 200),
+    ]
+    for number, (method, request, _) in enumerate(calls):
+        try:
+            _, done = method.with_call(request, metadata=[("x-request-id", f"id-{number}")], timeout=30)
+        except grpc.RpcError as exc:
+            done = exc
+        assert dict(done.trailing_metadata())["x-request-id"] == f"id-{number}"
+    assert stub.runtime.stop() == 0
+    lines = [json.loads(line) for line in stub.runtime.log_lines]
+    assert [(line["request_id"], line["status"]) for line in lines] == [
+        (f"id-{number}", status) for number, (_, _, status) in enumerate(calls)
+    ]
+
+
+def test_the_standard_health_check(stub):
+    request = message("HealthCheckRequest")
+    for service in ("", SERVICE):
+        assert stub.Check(request(service=service), timeout=30).status == SERVING
+    assert refused(stub.Check, request(service="x")) == (
+        "NOT_FOUND",
+        f"no service 'x'; this server has '{SERVICE}'",
+    )
+    assert refused(stub.ModelInfer, affine_request(x=[[13, 0, 0, 0]]))[0] == "INTERNAL"
+    assert stub.Check(request(), timeout=30).status == NOT_SERVING
+
+
+def test_what_is_no_call_of_ours_is_refused(stub):
+    raw = stub.channel.unary_unary(f"/{SERVICE}/ModelInfer")
+    assert refused(raw, b"\xff\xff") == ("INVALID_ARGUMENT", "the message is no ModelInferRequest")
+    assert refused(stub.channel.unary_unary(f"/{SERVICE}/ServerLive"), b"\x0f") == (
+        "INVALID_ARGUMENT",
+        "the message is no ServerLiveRequest",
+    )
+    assert refused(stub.channel.unary_unary(f"/{SERVICE}/RepositoryIndex"), b"")[0] == "UNIMPLEMENTED"
+    assert "Traceback" not in stub.runtime.errors
+
+
 def gated(serve, make_package, tmp_path, *options):
     os.mkfifo(tmp_path / "gate")
     runtime = serve(
@@ -274,6 +379,48 @@ def test_a_deadline_and_a_call_in_work_when_the_server_ends(serve, make_package,
         assert list(working.result(timeout=30).outputs[0].contents.fp32_contents) == [205.0]
         ended.join(30)
     assert runtime.process.returncode == 0
+
+
+def test_a_compressed_call_is_answered_and_bound_by_what_it_unfolds_to(stub):
+    response = stub.ModelInfer(affine_request(), timeout=30, compression=grpc.Compression.Gzip)
+    assert list(response.outputs[0].contents.fp32_contents) == [25.0]
+    zeros = affine_request(x=[[0] * 4] * 1000)
+    assert refused(stub.ModelInfer, zeros, compression=grpc.Compression.Gzip)[0] == "RESOURCE_EXHAUSTED"
+
+
+def test_calls_that_wait_share_a_call_without_those_that_left(serve, make_package, tmp_path):
+    runtime, stub = gated(serve, make_package, tmp_path, "--instances", "1", "--max-queue-rows", "4")
+    with stub.channel:
+        working = stub.ModelInfer.future(affine_request(x=[[100, 0, 0, 0]]), timeout=60)
+        with (tmp_path / "gate").open("wb"):  # opens when the model reads: the call is in work
+            waiting = [stub.ModelInfer.future(affine_request(x=[[n, 0, 0, 0]])) for n in range(4)]
+            wait_for(runtime, "mlopsnb_queue_rows", 4)
+            with pytest.raises(grpc.RpcError) as caught:
+                stub.ModelInfer(affine_request(), timeout=60)
+            waiting[0].cancel()
+            wait_for(runtime, "mlopsnb_queue_rows", 3)
+            with pytest.raises(grpc.RpcError) as late:
+                stub.ModelInfer(affine_request(), timeout=0.3)
+            wait_for(runtime, "mlopsnb_queue_rows", 3)
+        answers = [call.result(timeout=30) for call in (working, *waiting[1:])]
+    assert caught.value.code().name == "UNAVAILABLE"
+    assert dict(caught.value.trailing_metadata())["grpc-retry-pushback-ms"] == "1000"
+    assert late.value.code().name == "DEADLINE_EXCEEDED"
+    assert [list(a.outputs[0].contents.fp32_contents) for a in answers] == [[205.0], [7.0], [9.0], [11.0]]
+    assert [sample(runtime, f"mlopsnb_batch_size_{what}") for what in ("sum", "count")] == [4, 2]
+    assert runtime.stop() == 0
+    statuses = [json.loads(line)["status"] for line in runtime.log_lines if "gRPC" in line]
+    assert sorted(statuses) == [200] * 4 + [499, 503, 504]
+
+
+def sample(runtime, name):
+    lines = runtime.get("/metrics").body.decode().splitlines()
+    return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name}{{"))
+
+
+def wait_for(runtime, name, value):
+    while sample(runtime, name) != value:
+        pass
 
 
 def stub_is_ready(runtime):
@@ -315,25 +462,3 @@ def test_a_message_that_is_none_is_the_clients_fault(serve, make_package):
 def test_grpc_is_loaded_where_it_is_asked_for_alone():
     code = "import sys, mlopsnb.serving.app, mlopsnb.serving.server, mlopsnb.serving.__main__; print('grpc' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
-
-
-@pytest.mark.triton
-def test_tritons_client_gets_back_what_it_sent(serve, make_echo, tmp_path):
-    runtime = serve(make_echo(EVERY), "--port", "0", "--grpc-port", "0")
-    sent, came = tmp_path / "sent.npz", tmp_path / "came.npz"
-    np.savez(sent, **{k: a.astype(str) if a.dtype == object else a for k, a in EVERY.items()})
-    script = Path(__file__).with_name("triton_client.py")
-    done = subprocess.run(
-        [TRITON_PYTHON, script, "grpc", runtime.report["grpc"], "echo", sent, came],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
-    assert (said["live"], said["ready"], said["id"]) == (True, [True] * 3, "17")
-    assert [t["name"] for t in said["model"]["inputs"]] == list(EVERY)
-    found = dict(np.load(came))
-    for name, array in EVERY.items():
-        assert found[name].tolist() == array.tolist(), name
-        assert array.dtype in (found[name].dtype, object)

@@ -1,11 +1,16 @@
-"""Between the messages of `ModelInfer` and arrays. Pure; knows neither the model nor the connection.
+"""Between the messages of `ModelInfer` and arrays. Pure; knows nothing of the connection.
 
 Takes both forms of tensors, typed contents and raw bytes, and answers in the form that the request came in.
+Encodings are protobuf's own work; what is the same in all of a model's messages is done once.
+Source: https://github.com/kserve/open-inference-protocol (specification/protocol/inference_grpc.md).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +24,7 @@ if TYPE_CHECKING:
     from mlopsnb.records import Signature, TensorSpec
 
 _RESPONSE = message("ModelInferResponse")
+_SHAPES_KEPT = 256
 _CONTENTS = {
     "bool": "bool_contents",
     **dict.fromkeys(("int8", "int16", "int32"), "int_contents"),
@@ -30,6 +36,107 @@ _CONTENTS = {
     STRING: "bytes_contents",
 }
 """Where typed contents of each dtype are; float16 goes as raw bytes alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Plain:
+    """What is known of an input whose raw bytes are its numbers: `row` is the shape of one row."""
+
+    name: str
+    datatype: str
+    row: tuple[int, ...]
+    row_bytes: int
+    dtype: np.dtype[Any]
+    refuses_nan: bool
+
+
+def _plain(spec: TensorSpec) -> _Plain | None:
+    if spec.dtype in (STRING, "bool") or not spec.shape or spec.shape[0] is not None:
+        return None
+    row, dtype = tuple(n or 0 for n in spec.shape[1:]), np.dtype(spec.dtype).newbyteorder("<")
+    if 0 in row or not dtype.isnative:  # an axis is free or empty, or bytes have to be turned round
+        return None
+    row_bytes = math.prod(row) * dtype.itemsize
+    refuses_nan = dtype.kind == "f" and not spec.allow_nan
+    return _Plain(spec.name, v2.DATATYPES[spec.dtype], row, row_bytes, dtype, refuses_nan)
+
+
+class Codec:
+    """Reads and writes the messages of one model."""
+
+    def __init__(self, signature: Signature, *, name: str, version: str) -> None:
+        self._signature = signature
+        self._name, self._version = name, version
+        plain = [_plain(spec) for spec in signature.inputs]
+        self._plain = [p for p in plain if p is not None] if all(plain) else []
+        self._datatypes = {s.name: v2.DATATYPES[s.dtype] for s in signature.outputs}
+        self._names = tuple(self._datatypes)
+        self._raw_outputs = frozenset(self._names)
+        self._beginning = lru_cache(_SHAPES_KEPT)(self._encoded_description)
+
+    def decode(self, request: Any) -> v2.InferRequest:
+        """Return the `ModelInferRequest` *request* as it fits the signature; raises nothing but `BadRequest`."""
+        return self._usual(request) or decode(request, self._signature)
+
+    def _usual(self, request: Any) -> v2.InferRequest | None:
+        """Return what `decode` does, if the request is like most: numbers as raw bytes, all outputs asked for.
+
+        None for any other, also if something is wrong with it: `decode` knows what to say.
+        """
+        tensors, raw, known = request.inputs, request.raw_input_contents, self._plain
+        if not known or len(raw) != len(known) or len(tensors) != len(known) or request.outputs:
+            return None
+        inputs: dict[str, Array] = {}
+        rows = -1
+        for tensor, part, plain in zip(tensors, raw, known, strict=True):
+            found, *row = tensor.shape
+            if (
+                tensor.name != plain.name
+                or tensor.datatype != plain.datatype
+                or found < 0
+                or rows not in (found, -1)
+                or tuple(row) != plain.row
+                or len(part) != found * plain.row_bytes
+                or tensor.HasField("contents")
+            ):
+                return None
+            array = np.frombuffer(part, plain.dtype)
+            if plain.refuses_nan and np.isnan(array).any():
+                return None
+            inputs[plain.name] = array.reshape((found, *row))
+            rows = found
+        return v2.InferRequest(inputs=inputs, rows=rows, id=request.id or None, binary=self._raw_outputs)
+
+    def encode(self, request: v2.InferRequest, outputs: Mapping[str, Array]) -> bytes:
+        """Return the `ModelInferResponse` to *request*, encoded."""
+        names = request.outputs or self._names
+        arrays = [outputs[name] for name in names]
+        if request.binary or any(a.dtype == np.float16 for a in arrays):
+            beginning = self._beginning(names, tuple([a.shape for a in arrays]))
+            rest = _RESPONSE(raw_output_contents=map(binary.to_bytes, arrays))
+            if request.id:
+                rest.id = request.id
+            return beginning + _encoded(rest)  # messages that follow each other are one, merged
+        response = self._described(names, [a.shape for a in arrays])
+        response.id = request.id or ""
+        for tensor, array in zip(response.outputs, arrays, strict=True):
+            getattr(tensor.contents, _CONTENTS[dtype_name(array)]).extend(_values(array))
+        return _encoded(response)
+
+    def _described(self, names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> Any:
+        """Return the answer without its values: whose it is, and the names, datatypes and shapes of the outputs."""
+        response = _RESPONSE(model_name=self._name, model_version=self._version)
+        for name, shape in zip(names, shapes, strict=True):
+            response.outputs.add(name=name, datatype=self._datatypes[name], shape=shape)
+        return response
+
+    def _encoded_description(self, names: tuple[str, ...], shapes: tuple[tuple[int, ...], ...]) -> bytes:
+        return _encoded(self._described(names, shapes))
+
+
+def _encoded(response: Any) -> bytes:
+    encoded: bytes = response.SerializeToString()
+    return encoded
 
 
 def decode(request: Any, signature: Signature) -> v2.InferRequest:
@@ -99,22 +206,6 @@ def _narrowed(array: Array, dtype: str, where: str) -> Array:
     return array.astype(dtype)
 
 
-def encode(request: v2.InferRequest, outputs: Mapping[str, Array], *, name: str, version: str) -> Any:
-    """Return the `ModelInferResponse` to *request*."""
-    response = _RESPONSE(model_name=name, model_version=version, id=request.id or "")
-    arrays = {output: outputs[output] for output in request.outputs or outputs}
-    raw = bool(request.binary) or any(a.dtype == np.float16 for a in arrays.values())
-    for output, array in arrays.items():
-        tensor = response.outputs.add(
-            name=output, datatype=v2.DATATYPES[dtype_name(array)], shape=array.shape
-        )
-        if raw:
-            response.raw_output_contents.append(binary.to_bytes(array))
-        else:
-            getattr(tensor.contents, _CONTENTS[dtype_name(array)]).extend(_plain(array))
-    return response
-
-
-def _plain(array: Array) -> Sequence[Any]:
+def _values(array: Array) -> Sequence[Any]:
     values: list[Any] = array.ravel().tolist()
     return [v.encode() if isinstance(v, str) else v for v in values] if array.dtype.kind in "OSU" else values

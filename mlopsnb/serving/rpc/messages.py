@@ -1,9 +1,10 @@
-"""The messages of `inference.GRPCInferenceService` as classes, made from a table when this module is loaded.
+"""The messages of `inference.GRPCInferenceService` and of the health check as classes, made when this is loaded.
 
-The table stands in for code that protoc would generate: such code is long, and works with some versions of protobuf
+The tables stand in for code that protoc would generate: such code is long, and works with some versions of protobuf
 alone, while all of them take a descriptor. The classes are in a pool of our own, where they cannot meet those that
 another package made of the same protocol.
-Source: https://github.com/kserve/open-inference-protocol (specification/protocol/open_inference_grpc.proto).
+Sources: https://github.com/kserve/open-inference-protocol (specification/protocol/open_inference_grpc.proto);
+https://github.com/grpc/grpc-proto (grpc/health/v1/health.proto).
 """
 
 from __future__ import annotations
@@ -14,6 +15,10 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 PACKAGE = "inference"
 SERVICE = f"{PACKAGE}.GRPCInferenceService"
+HEALTH_PACKAGE = "grpc.health.v1"
+HEALTH = f"{HEALTH_PACKAGE}.Health"
+SERVING, NOT_SERVING = 1, 2
+"""The health check's answers; what the wire carries of an enumeration is its number."""
 
 _Field = descriptor_pb2.FieldDescriptorProto
 _Fields = tuple[str, ...]
@@ -90,11 +95,16 @@ _MESSAGES: dict[str, _Fields] = {
 }
 """Each message's fields: [repeated | optional | map] TYPE NAME NUMBER. A map's keys are strings."""
 
+_HEALTH_MESSAGES: dict[str, _Fields] = {
+    "HealthCheckRequest": ("string service 1",),
+    "HealthCheckResponse": ("int32 status 1",),
+}
 
-def _file() -> Any:
-    file = descriptor_pb2.FileDescriptorProto(name="open_inference.proto", package=PACKAGE, syntax="proto3")
+
+def _file(name: str, package: str, messages: dict[str, _Fields]) -> Any:
+    file = descriptor_pb2.FileDescriptorProto(name=name, package=package, syntax="proto3")
     made: dict[str, Any] = {}
-    for path, fields in _MESSAGES.items():
+    for path, fields in messages.items():
         outer, _, name = path.rpartition(".")
         made[path] = (made[outer].nested_type if outer else file.message_type).add(name=name)
         for field in fields:
@@ -119,12 +129,14 @@ def _add(message: Any, path: str, text: str) -> None:
 
 
 _pool = descriptor_pool.DescriptorPool()
-_pool.Add(_file())
+_pool.Add(_file("open_inference.proto", PACKAGE, _MESSAGES))
+_pool.Add(_file("health.proto", HEALTH_PACKAGE, _HEALTH_MESSAGES))
 
 
 def message(name: str) -> Any:
     """Return the class of the message *name*."""
-    return message_factory.GetMessageClass(_pool.FindMessageTypeByName(f"{PACKAGE}.{name}"))
+    package = HEALTH_PACKAGE if name in _HEALTH_MESSAGES else PACKAGE
+    return message_factory.GetMessageClass(_pool.FindMessageTypeByName(f"{package}.{name}"))
 
 
 METHODS = ("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer")

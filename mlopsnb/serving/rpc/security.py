@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from mlopsnb.serving.app import UNKNOWN_CLIENT, begin
-from mlopsnb.serving.rpc.messages import SERVICE
+from mlopsnb.serving.rpc.messages import HEALTH, SERVICE
 
 if TYPE_CHECKING:
     from mlopsnb.serving.app import App
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mlopsnb.serving.tls import Identity, Tls
     from mlopsnb.serving.tokens import Tokens
 
-_PROBES = frozenset({f"/{SERVICE}/ServerLive", f"/{SERVICE}/ServerReady"})
+_PROBES = frozenset({f"/{SERVICE}/ServerLive", f"/{SERVICE}/ServerReady", f"/{HEALTH}/Check"})
 _INFER = f"/{SERVICE}/ModelInfer"
 _IDLE_MILLISECONDS = 300_000
 """A client whose channel is closed because it is idle connects again with its next call, without an error."""
