@@ -59,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--log-payload-file needs --log-payloads")
     report = ReadyPipe(args.ready_fd)
     try:
-        most = args.workers or possible()
+        # A cache is of use where all requests for a row come to it; several would each miss first.
+        most = args.workers or (1 if args.cache_bytes else possible())
         return _serve_alone(args, report) if most == 1 else _supervise(args, report, most)
     except MlopsnbError as exc:
         report.failed(exc)
@@ -379,7 +380,7 @@ def _serve(args: argparse.Namespace, report: ReadyPipe, sockets: Sockets, seat: 
     spare = _fallback(args, engine)
     cache_bytes = args.cache_bytes
     if seat:
-        workers = seat.settle(engine.plan, _options(args), args.workers, more=cache_bytes or 0)
+        workers = seat.settle(engine.plan, _options(args), args.workers)
         cache_bytes = cache_bytes and cache_bytes // workers
         guarded = guarded.shared(workers)
     stage = stages.compose(engine, cache_bytes=cache_bytes, fallback=spare)

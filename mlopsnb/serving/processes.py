@@ -5,52 +5,52 @@ CPU seconds are those of the supervisor and of all workers that there ever were,
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import ProcessCollector
 from prometheus_client.registry import Collector
 
-_GAUGES = (
-    ("process_virtual_memory_bytes", "Virtual memory size in bytes, of all processes."),
-    (
-        "process_resident_memory_bytes",
-        "Resident memory size in bytes, of all processes; shared pages count in each.",
-    ),
-    ("process_open_fds", "Number of open file descriptors, of all processes."),
-)
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
+
+_CPU, _START = "process_cpu_seconds_total", "process_start_time_seconds"
 
 
 class Processes(Collector):
-    """The supervisor *first* and the workers that *others* returns."""
+    """The supervisor *first* and the workers that *others* returns. Memory that they share counts in each."""
 
     def __init__(self, first: int, others: Callable[[], Sequence[int]]) -> None:
         self._first, self._others = first, others
 
     def collect(self) -> Iterator[Metric]:
         """Yield every family; none where there is no /proc."""
-        found = []
+        values: dict[str, list[float]] = {}
+        families: list[Metric] = []
         for pid in (self._first, *self._others()):
-            with contextlib.suppress(OSError):  # it has ended meanwhile
-                found.append(_read(pid, ended=pid == self._first))
-        if not found:
-            return
-        cpu, *sums = (sum(column) for column in zip(*found, strict=True))
-        yield CounterMetricFamily(
-            "process_cpu_seconds",
-            "Total user and system CPU time spent in seconds, of all processes.",
-            value=cpu,
-        )
-        for (name, told), value in zip(_GAUGES, sums, strict=True):
-            yield GaugeMetricFamily(name, told, value=value)
+            found = _said_of(pid)
+            families = families or found
+            for sample in (sample for family in found for sample in family.samples):
+                values.setdefault(sample.name, []).append(sample.value)
+        values.setdefault(_CPU, []).append(_of_the_dead(self._first))
+        for family in families:
+            family.samples = [
+                sample._replace(value=(min if sample.name == _START else sum)(values[sample.name]))
+                for sample in family.samples
+            ]
+            yield family
 
 
-def _read(pid: int, *, ended: bool) -> tuple[float, float, float, float]:
-    """Return CPU seconds, virtual and resident bytes, and descriptors of *pid*; with *ended* children's CPU too."""
-    proc = Path("/proc") / str(pid)
-    fields = (proc / "stat").read_text().rpartition(")")[2].split()  # from the state on, which is field 3
-    ticks = sum(map(int, fields[11 : 15 if ended else 13]))
-    virtual, resident = int(fields[20]), int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
-    return ticks / os.sysconf("SC_CLK_TCK"), virtual, resident, len(list((proc / "fd").iterdir()))
+def _said_of(pid: int) -> list[Metric]:
+    return list(ProcessCollector(pid=lambda: pid, registry=None).collect())
+
+
+def _of_the_dead(parent: int) -> float:
+    """Return the CPU seconds of the children of *parent* that have ended; see proc_pid_stat(5)."""
+    try:
+        fields = (Path("/proc") / str(parent) / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return sum(map(int, fields[13:15])) / os.sysconf("SC_CLK_TCK")

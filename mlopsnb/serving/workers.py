@@ -124,16 +124,15 @@ class Seat:
         note = self.board.note
         return Plan(**note["plan"]) if note else None
 
-    def settle(self, plan: Plan, options: Options, wanted: int | None, *, more: int) -> int:
+    def settle(self, plan: Plan, options: Options, wanted: int | None) -> int:
         """Return how many workers there are to be; if this is the first, tell the others, and how the model is run.
 
-        Without *wanted* it is chosen now, as the model is loaded and measured; it will take *more* bytes later.
+        Without *wanted* it is chosen now, as the model is loaded and measured.
         """
         if not self.board.note:
             if wanted is None:
-                each = memory.private()
-                each = None if each is None else each + more
-                wanted = choose(plan, options, possible(), each=each, left=memory.available())
+                each, left = memory.private(), memory.available()
+                wanted = choose(plan, options, possible(), each=each, left=left)
             self.board.leave_note({"workers": wanted, "plan": asdict(plan)})
         return int(self.board.note["workers"])
 
