@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _TOO_LONG_SECONDS = 0.05
 _TOO_OFTEN = 3
 _QUICK_AGAIN = 500
-_QUICK_LOAD_SECONDS = 0.05
+_SMALL_BYTES = 32 << 20
 _log = logging.getLogger("mlopsnb.serving")
 
 
@@ -125,18 +125,14 @@ class Engine:
         """
         options = options or Options()
         package = Package.read(path)
-        begin = time.perf_counter()
         model = Model.load(package)
-        load_seconds = time.perf_counter() - begin
         if plan is None:
             cpus = cpus or max(1, math.floor(cpu.limit()))
             measured = tuning.measure(model, cpus, anew=partial(Model.load, package))
             plan = tuning.decide(measured, options, cpus)
         tuning.set_threads(plan.threads)
-        if tuning.threads_are_loaded() and (plan.threads > 1 or load_seconds < _QUICK_LOAD_SECONDS):
-            model = Model.load(
-                package, plan.threads
-            )  # rid of what the largest batch of the self-test took, too
+        if tuning.threads_are_loaded() and (plan.threads > 1 or package.bytes < _SMALL_BYTES):
+            model = Model.load(package, plan.threads)  # without what the self-test's batches made it take
         tuning.give_memory_back()
         engine = cls(package, model, plan, options, metrics or Metrics("model", "1"))
         _log.info("batching: %s", engine.batching)

@@ -71,6 +71,11 @@ class Package:
         }
         return replace(self, golden=zeros, answers={})
 
+    @property
+    def bytes(self) -> int:
+        """Return the size of its files."""
+        return sum((self.path / name).stat().st_size for name in self.manifest.files)
+
 
 class Model:
     """One loaded model. `broken` turns true for good when even the golden example no longer runs."""
