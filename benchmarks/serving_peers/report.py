@@ -138,18 +138,23 @@ def _cells(line: Line) -> list[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ratio:
-    """Ours over the best of *against* at one concurrency; `rival` is which one that was."""
+    """One of ours over the best of *against* at one concurrency; `rival` is which one that was."""
 
     case: str
+    ours: str
     concurrency: int
     against: str
     rival: str
     rps: float
+    p50: float
     p99: float
 
 
 def ratios(measurements: Sequence[Measurement]) -> list[Ratio]:
-    """Return the ratios that matter. More is better in `rps`, less in `p99`; each against that rival's best variant."""
+    """Return the ratios that matter, of each of our variants against the best variant of each rival.
+
+    More is better in `rps`, less in `p50` and `p99`.
+    """
     groups: dict[str, Callable[[Line], bool]] = {
         "Triton": lambda x: x.family == "triton",
         "MLServer": lambda x: x.family == "mlserver",
@@ -160,11 +165,11 @@ def ratios(measurements: Sequence[Measurement]) -> list[Ratio]:
     found = []
     for case in dict.fromkeys(m.case for m in measurements):
         all_lines = lines(measurements, case)
-        ours = next((x for x in all_lines if x.family == OURS), None)
-        for against, belongs in groups.items():
-            rivals = [x for x in all_lines if belongs(x)]
-            if ours is not None and rivals:
-                found += [_ratio(case, c, against, ours, rivals) for c in ours.at]
+        for ours in (x for x in all_lines if x.family == OURS):
+            for against, belongs in groups.items():
+                rivals = [x for x in all_lines if belongs(x)]
+                if rivals:
+                    found += [_ratio(case, c, against, ours, rivals) for c in ours.at]
     return found
 
 
@@ -173,26 +178,31 @@ def _ratio(case: str, concurrency: int, against: str, ours: Line, rivals: Sequen
     mine, theirs = ours.at[concurrency], best.at[concurrency]
     return Ratio(
         case=case,
+        ours=ours.server,
         concurrency=concurrency,
         against=against,
         rival=best.server,
         rps=mine["rps"] / max(theirs["rps"], 1e-9),
+        p50=mine["p50_ms"] / max(theirs["p50_ms"], 1e-9),
         p99=mine["p99_ms"] / max(theirs["p99_ms"], 1e-9),
     )
 
 
 def ratio_table(found: Sequence[Ratio]) -> str:
-    """Return the ratios as markdown: requests a second (P99), by concurrency."""
+    """Return the ratios as markdown: requests a second (P50, P99), by concurrency."""
     if not found:
         return "No ratios: they need our server and at least one other.\n"
     levels = sorted({r.concurrency for r in found})
-    head = ["model", "ours ÷", *(f"c={c}: rps (P99), rival" for c in levels)]
+    head = ["model", "ours", "÷", *(f"c={c}: rps (P50, P99), rival" for c in levels)]
     out = ["## Ratios", "", _row(head), _row(["---"] * len(head))]
-    for case, against in dict.fromkeys((r.case, r.against) for r in found):
-        of = {r.concurrency: r for r in found if (r.case, r.against) == (case, against)}
-        cells = [f"{of[c].rps:.2f} ({of[c].p99:.2f}), {of[c].rival}" if c in of else "" for c in levels]
-        out.append(_row([case, against, *cells]))
+    for key in dict.fromkeys((r.case, r.ours, r.against) for r in found):
+        of = {r.concurrency: r for r in found if (r.case, r.ours, r.against) == key}
+        out.append(_row([*key, *(_said(of[c]) if c in of else "" for c in levels)]))
     return "\n".join(out) + "\n"
+
+
+def _said(ratio: Ratio) -> str:
+    return f"{ratio.rps:.2f} ({ratio.p50:.2f}, {ratio.p99:.2f}), {ratio.rival}"
 
 
 def plot(measurements: Sequence[Measurement], path: Path) -> None:

@@ -106,6 +106,10 @@ def _ours(place: Place, *options: str) -> Command:
     return _open_inference(place, port, grpc_port, argv=command, silent=True)
 
 
+def _alone(place: Place) -> Command:
+    return _ours(place, "--workers", "1")
+
+
 def _asgi(place: Place) -> Command:
     port = free_port()
     return Command(argv=place.module("launch_asgi", port), port=port, path="/", env=place.env)
@@ -274,6 +278,7 @@ _LIGHT, _ROWS, _GRPC = ("mlp", "conv"), ("table",), ("mlp-grpc",)
 _ALL = (*_LIGHT, *_ROWS)
 SERVERS = (
     Server(name="mlopsnb", family="mlopsnb", make=_ours, cases=(*_ALL, *_GRPC)),
+    Server(name="mlopsnb, 1 worker", family="mlopsnb", make=_alone, cases=(*_LIGHT, *_GRPC)),
     Server(name="bare loop", family="bare loop", make=_asgi),
     Server(name="bare loop, batching", family="bare loop", make=_asgi, batched=True, cases=("mlp",)),
     Server(name="ceiling", family="ceiling", make=_protocol),
