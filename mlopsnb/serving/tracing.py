@@ -86,9 +86,7 @@ class Tracing:
     """Makes the spans of one server's predictions. Is called on the event loop alone."""
 
     def __init__(self, name: str, version: str, exporters: Sequence[str]) -> None:
-        from importlib.metadata import (
-            version as distribution_version,
-        )  # slow to import, for servers that trace alone
+        from importlib.metadata import version as distribution_version  # slow to import; only traces need it
 
         from opentelemetry import trace
         from opentelemetry.context import Context
