@@ -3,10 +3,10 @@
     python benchmarks/start.py [RUNS]
 
 For a small MLP, as a TorchScript and as an ONNX package: `import torch` or `import onnxruntime` in a bare interpreter,
-the bare loop (`serving_peers/launch_protocol.py`) with the same model, and `python -m mlopsnb.serving`. Each server is
-up when it has given its first good answer; memory is the proportional set size after 200 more. The processes take
-turns, so that a slow moment hits all alike. The medians of the runs (by default 5) are printed, and the ratios:
-to the import, and to the bare loop.
+the bare loop (`serving_peers/launch_protocol.py`) with the same model, and `python -m mlopsnb.serving`, one process as
+the others are. Each server is up when it has given its first good answer; memory is the proportional set size after 200
+more. The processes take turns, so that a slow moment hits all alike. The medians of the runs (by default 5) are printed,
+and the ratios: to the import, and to the bare loop.
 """
 
 from __future__ import annotations
@@ -95,7 +95,16 @@ def measure(runs: int, root: Path) -> dict[tuple[str, str], Cost]:
             paths = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH", "")]))
             bare, ours = free_port(), free_port()
             loop = [sys.executable, "serving_peers/launch_protocol.py", str(bare)]
-            server = [sys.executable, "-m", "mlopsnb.serving", str(package), "--name", cases.MODEL]
+            server = [
+                sys.executable,
+                "-m",
+                "mlopsnb.serving",
+                str(package),
+                "--name",
+                cases.MODEL,
+                "--workers",
+                "1",
+            ]
             log = root / "log"
             found.setdefault((fmt, "import"), []).append(imported(FRAMEWORKS[fmt]))
             found.setdefault((fmt, "bare"), []).append(

@@ -75,7 +75,7 @@ def test_numbers_text_and_truth(serve, several):
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
 def test_the_server_needs_no_framework_and_no_idle_threads(serve, several):
-    runtime = serve(several, "--port", "0")
+    runtime = serve(several, "--port", "0", "--workers", "1")
     assert infer(runtime, request([[1, 2]], ["a"])).status == 200
     proc = Path(f"/proc/{runtime.process.pid}")
     maps = (proc / "maps").read_text()
