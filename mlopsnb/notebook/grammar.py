@@ -141,6 +141,16 @@ DEPLOY = Verb(
             help="environment variable of the server; repeatable, or a dict variable",
         ),
         Argument(name="workers", kind="int", help="server processes that share the port; 1 if left out"),
+        Argument(
+            name="cache_bytes",
+            kind="int",
+            help="memory to keep answers in for rows that come again; off if left out",
+        ),
+        Argument(
+            name="fallback",
+            kind="source",
+            help="a smaller model of the same signature, which answers while this one cannot",
+        ),
         Argument(name="timeout", kind="float", help="seconds to wait until it is ready"),
         Argument(name="dry_run", kind="flag", help="show what would be done, and do nothing"),
     ),

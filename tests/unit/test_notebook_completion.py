@@ -64,7 +64,7 @@ def test_offers(text, values):
         "deploy --f",
         "%deploy",
         "%other --f",
-        "print('%deploy --f",
+        "print('%deploy --fo",
         "%deploy model --port ",
         "%deploy zzz",
         "%logs fraud x",
@@ -124,7 +124,7 @@ def test_names_on_this_machine(monkeypatch, tmp_path):
 
 def test_the_matcher_is_guarded():
     class Context:
-        text_until_cursor = "%deploy --f"
+        text_until_cursor = "%deploy --fo"
 
     class Broken:
         user_ns = None
@@ -133,4 +133,4 @@ def test_the_matcher_is_guarded():
     assert make_matcher(Broken(), names)(Context())["completions"][0].text == "--format"
     Context.text_until_cursor = "%deploy m"
     assert make_matcher(Broken(), names)(Context()) == {"completions": []}
-    assert offer("%deploy --f", NAMES, list) == Offer("--f", ("--format",), "option")
+    assert offer("%deploy --fo", NAMES, list) == Offer("--fo", ("--format",), "option")

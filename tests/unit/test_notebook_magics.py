@@ -277,7 +277,7 @@ def complete(ip, line):
 
 def test_completion_of_options_values_and_variables(ip):
     ip.user_ns.update(net=1, note={"a": 1}, np=np)
-    assert complete(ip, "d = %deploy --f") == ["d = %deploy --format"]
+    assert complete(ip, "d = %deploy --fo") == ["d = %deploy --format"]
     assert complete(ip, "%deploy net --format t") == [
         "%deploy net --format torch_export",
         "%deploy net --format torchscript",
