@@ -18,16 +18,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guards:
-    """Without tokens everybody may ask; without TLS in plain HTTP."""
+    """Without tokens everybody may ask; without TLS in plain HTTP. *asked*: the number of connections was."""
 
     limits: ConnectionLimits
     tokens: Tokens | None = None
     tls: Tls | None = None
+    asked: bool = False
 
     def shared(self, workers: int) -> Guards:
-        """Return those of one of so many *workers*, which has its share of the connections."""
-        most = max(1, self.limits.connections // workers)
-        return replace(self, limits=replace(self.limits, connections=most))
+        """Return those of one of so many *workers*: its share of the connections, if their number was asked for."""
+        if not self.asked:
+            return self
+        share = -(-self.limits.connections // workers)
+        return replace(self, limits=replace(self.limits, connections=share))
 
 
 def add_options(
@@ -46,7 +49,7 @@ def add_options(
         "--max-connections",
         type=count,
         metavar="N",
-        help="beyond that, 503 (default: what the limit of open files leaves, 16384 at most)",
+        help="beyond that, 503; workers share them (default: what the limit of open files leaves, 16384 at most)",
     )
     for part, default, told in (
         ("head", 10.0, "for the head of a request"),
@@ -69,6 +72,7 @@ def guards(args: argparse.Namespace) -> Guards:
         limits=_limits(args),
         tokens=None if args.token_file is None else Tokens(args.token_file),
         tls=_tls(args),
+        asked=args.max_connections is not None,
     )
 
 

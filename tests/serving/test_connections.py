@@ -176,7 +176,7 @@ def test_a_body_in_tiny_pieces_takes_no_more_than_it_holds(serve, make_package, 
 
 def test_no_more_connections_than_allowed(serve, make_package, connect, body, tmp_path, unix_connection):
     uds = tmp_path / "s"
-    runtime = serve(make_package(), "--port", "0", "--uds", uds, "--max-connections", "5")
+    runtime = serve(make_package(), "--port", "0", "--uds", uds, "--max-connections", "5", "--workers", "1")
     inside = [connect(runtime, b"GET") for _ in range(5)]
     for _ in range(100):
         with contextlib.closing(connect(runtime)) as sock:
@@ -195,6 +195,17 @@ def test_no_more_connections_than_allowed(serve, make_package, connect, body, tm
     assert runtime.errors == "there are 5 connections, the limit; more are turned away\n"
 
 
+def test_workers_share_the_connections_that_were_asked_for(serve, make_package, connect):
+    runtime = serve(make_package(), "--port", "0", "--max-connections", "5", "--workers", "2")
+    end = time.monotonic() + 20
+    while runtime.get("/v2/models/affine").json()["parameters"]["workers"] != 2:
+        assert time.monotonic() < end
+    inside = [connect(runtime, b"GET") for _ in range(6)]
+    with contextlib.closing(connect(runtime)) as sock:
+        assert error(rest(sock)) == (503, "the server has 3 connections, its limit; try again in a second")
+    assert len(inside) == 6
+
+
 def rest_of_ready(runtime):
     with socket.create_connection(("127.0.0.1", runtime.port), timeout=10) as sock:
         with contextlib.suppress(ConnectionError):
@@ -206,7 +217,7 @@ def test_the_limit_of_open_files_is_never_met(serve, make_package, connect, body
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))  # the server inherits it
     try:
-        runtime = serve(make_package(), "--port", "0", "--head-timeout", "2")
+        runtime = serve(make_package(), "--port", "0", "--head-timeout", "2", "--workers", "1")
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     many = [connect(runtime, b"GET") for _ in range(600)]
