@@ -22,7 +22,7 @@ test: $(READY)  ## run the tests
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 fuzz: $(READY)  ## a million malformed inputs for the codecs, 200,000 malformed requests for a server (some minutes)
-	@for codec in grpc mlflow-csv mlflow-json mlflow-plain tfserving tfserving-plain v2 v2-binary v2-plain; do \
+	@for codec in grpc grpc-plain mlflow-csv mlflow-json mlflow-plain tfserving tfserving-plain v2 v2-binary v2-plain; do \
 	  echo "$$codec"; $(BIN)/python tests/fuzz/codecs.py $$codec 150000 $$(date +%s) || exit 1; done
 	@$(BIN)/python tests/fuzz/flood.py 200000
 

@@ -139,12 +139,18 @@ def binary(data: bytes) -> dict[bytes, bytes]:
     return {b"inference-header-content-length": b"%d" % (data.rfind(b"}") + 1)}
 
 
-def over_grpc(data: bytes) -> object:
-    try:
-        request = message("ModelInferRequest").FromString(data)
-    except DecodeError:  # gRPC's own, which answers it
-        return None
-    return check(MIXED, lambda: codec.decode(request, MIXED), lambda _, text: json.dumps(text).encode())
+def over_grpc(signature: Signature) -> Callable[[bytes], object]:
+    """Return what reads the message of a call for a model of *signature*."""
+    made = codec.Codec(signature, name="m", version="1")
+
+    def read(data: bytes) -> object:
+        try:
+            request = message("ModelInferRequest").FromString(data)
+        except DecodeError:  # the service answers that
+            return None
+        return check(signature, lambda: made.decode(request), lambda _, text: json.dumps(text).encode())
+
+    return read
 
 
 def requests(arrays: dict[str, np.ndarray], *, raw: bool = False) -> tuple[bytes, ...]:
@@ -153,11 +159,12 @@ def requests(arrays: dict[str, np.ndarray], *, raw: bool = False) -> tuple[bytes
     return v2.encode_request(arrays), v2.encode_request(arrays, id="7")
 
 
-def messages() -> Iterator[bytes]:
+def messages(signature: Signature) -> Iterator[bytes]:
     for raw in (False, True):
         request = message("ModelInferRequest")(model_name="m", id="7")
-        for name, array in ARRAYS.items():
-            spec = next(s for s in MIXED.inputs if s.name == name)
+        for spec in signature.inputs:
+            name = spec.name
+            array = ARRAYS[name] if spec.dtype == "str" else ARRAYS[name].astype(spec.dtype)
             tensor = request.inputs.add(name=name, datatype=v2.DATATYPES[spec.dtype], shape=array.shape)
             values = [v.encode() if isinstance(v, str) else v for v in array.ravel().tolist()]
             if raw:
@@ -266,8 +273,13 @@ TARGETS = {
         ),
     ),
     "grpc": Target(
-        run=over_grpc,
-        seeds=tuple(messages()),
+        run=over_grpc(MIXED),
+        seeds=tuple(messages(MIXED)),
         words=(b"\xff" * 9, b"\x00" * 8, b"FP64", b"INT8", b"BYTES", b"\x01", b"\x80" * 9 + b"\x01"),
+    ),
+    "grpc-plain": Target(
+        run=over_grpc(PLAIN),
+        seeds=tuple(messages(PLAIN)),
+        words=(b"\xff" * 9, b"\x00" * 8, b"FP32", b"\x1a\x00", b"\x1a\x02\x02\x02", b"\x80" * 9 + b"\x01"),
     ),
 }

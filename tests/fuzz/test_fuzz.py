@@ -10,7 +10,7 @@ import pytest
 
 HERE = Path(__file__).parent
 LARGE = ["mlflow-plain", "tfserving-plain", "v2-plain"]
-CODECS = ["grpc", "mlflow-csv", "mlflow-json", *LARGE, "tfserving", "v2", "v2-binary"]
+CODECS = ["grpc", "grpc-plain", "mlflow-csv", "mlflow-json", *LARGE, "tfserving", "v2", "v2-binary"]
 
 
 def run(script, *arguments):

@@ -200,6 +200,15 @@ def test_the_short_way_reads_what_the_long_way_reads(names, rows, datatypes, raw
     assert found[0] == found[1]
 
 
+def test_a_tensor_without_axes_is_refused_in_the_short_way_too():
+    request = message("ModelInferRequest")(model_name="m")
+    for spec in plain_signature().inputs:
+        request.inputs.add(name=spec.name, datatype=v2.DATATYPES[spec.dtype])
+        request.raw_input_contents.append(b"")
+    with pytest.raises(BadRequest, match="expected shape"):
+        Codec(plain_signature(), name="m", version="1").decode(request)
+
+
 def test_answers_of_raw_bytes():
     made = Codec(plain_signature(), name="m", version="1")
     for rows in (1, 0, 3, 1):

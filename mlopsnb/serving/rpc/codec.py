@@ -89,6 +89,8 @@ class Codec:
         inputs: dict[str, Array] = {}
         rows = -1
         for tensor, part, plain in zip(tensors, raw, known, strict=True):
+            if not tensor.shape:
+                return None
             found, *row = tensor.shape
             if (
                 tensor.name != plain.name
