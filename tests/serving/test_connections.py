@@ -8,6 +8,7 @@ import re
 import resource
 import socket
 import time
+from collections import Counter
 
 import psutil
 import pytest
@@ -196,14 +197,13 @@ def test_no_more_connections_than_allowed(serve, make_package, connect, body, tm
 
 
 def test_workers_share_the_connections_that_were_asked_for(serve, make_package, connect):
-    runtime = serve(make_package(), "--port", "0", "--max-connections", "5", "--workers", "2")
+    options = ("--max-connections", "5", "--workers", "2", "--head-timeout", "2")
+    runtime = serve(make_package(), "--port", "0", *options)
     end = time.monotonic() + 20
     while runtime.get("/v2/models/affine").json()["parameters"]["workers"] != 2:
         assert time.monotonic() < end
-    inside = [connect(runtime, b"GET") for _ in range(6)]
-    with contextlib.closing(connect(runtime)) as sock:
-        assert error(rest(sock)) == (503, "the server has 3 connections, its limit; try again in a second")
-    assert len(inside) == 6
+    many = [connect(runtime, b"GET") for _ in range(20)]  # who gets which is not told, as loads are told late
+    assert Counter(rest(sock)[9:12] for sock in many) == {b"503": 14, b"408": 6}
 
 
 def rest_of_ready(runtime):
