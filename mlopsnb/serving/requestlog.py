@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from select import PIPE_BUF
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-import orjson
+import msgspec
 
 if TYPE_CHECKING:
     from mlopsnb.serving.tracecontext import Trace
@@ -93,6 +93,26 @@ class Gathered(Generic[_Item]):
             _log.warning("the %s is closed: %s", self._called, exc)
 
 
+class _Line(msgspec.Struct, omit_defaults=True, gc=False):
+    """What is said of a request, in this order; of the last three only what there is."""
+
+    time: str
+    request_id: str
+    method: str
+    path: str
+    status: int
+    duration_ms: float
+    rows: int | None
+    model: str
+    version: str
+    fallback: str = ""
+    trace_id: str = ""
+    span_id: str = ""
+
+
+_ENCODER = msgspec.json.Encoder()
+
+
 class RequestLog(Gathered[_Noted]):
     """Writes a line a request; all of them name the *model* and its *version*."""
 
@@ -119,37 +139,42 @@ class RequestLog(Gathered[_Noted]):
             self._note((time.time_ns(), request_id, method, path, status, seconds, rows, fallback, trace))
 
     def _lines(self, noted: Iterable[_Noted]) -> Iterable[bytes]:
-        """Write lines one behind the other, which takes half the time of one here and one there."""
-        for when, request_id, method, path, status, seconds, rows, fallback, trace in noted:
-            line = {
-                "time": self._clock.stamp(when),
-                "request_id": request_id,
-                "method": method,
-                "path": path[:200],
-                "status": status,
-                "duration_ms": round(seconds * 1000, 3),
-                "rows": rows,
-                "model": self._model,
-                "version": self._version,
-            }
-            if fallback:
-                line["fallback"] = fallback
-            if trace is not None:
-                line["trace_id"], line["span_id"] = trace.trace_id, trace.span_id
-            yield orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+        """Write all lines in one go, which takes a third of the time of one at a time."""
+        stamp, model, version = self._clock.stamp, self._model, self._version
+        lines = [
+            _Line(
+                stamp(when),
+                request_id,
+                method,
+                path[:200],
+                status,
+                int(seconds * 1_000_000) / 1000,
+                rows,
+                model,
+                version,
+                fallback,
+                *((trace.trace_id, trace.span_id) if trace is not None else ()),
+            )
+            for when, request_id, method, path, status, seconds, rows, fallback, trace in noted
+        ]
+        return (_ENCODER.encode_lines(lines),)
 
 
 class Clock:
-    """Writes times; what is above a second is written once a second."""
+    """Writes times; what stays the same from one to the next is not written anew."""
 
     def __init__(self) -> None:
-        self._second = 0
-        self._stamp = ""
+        self._second = self._millisecond = 0
+        self._start = self._stamp = ""
 
     def stamp(self, when: int) -> str:
         """Return the time *when*, in nanoseconds since 1970, to the millisecond."""
-        second, rest = divmod(when, 1_000_000_000)
-        if second != self._second:
-            self._second = second
-            self._stamp = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-        return f"{self._stamp}.{rest // 1_000_000:03d}+00:00"
+        millisecond = when // 1_000_000
+        if millisecond != self._millisecond:
+            self._millisecond = millisecond
+            second, rest = divmod(millisecond, 1000)
+            if second != self._second:
+                self._second = second
+                self._start = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+            self._stamp = f"{self._start}.{rest:03d}+00:00"
+        return self._stamp
