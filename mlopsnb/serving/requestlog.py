@@ -148,7 +148,7 @@ class RequestLog(Gathered[_Noted]):
                 method,
                 path[:200],
                 status,
-                int(seconds * 1_000_000) / 1000,
+                int(seconds * 1_000_000 + 0.5) / 1000,
                 rows,
                 model,
                 version,
