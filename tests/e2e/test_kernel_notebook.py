@@ -99,7 +99,7 @@ def test_loading_is_fast(client):
 
 
 def test_complete_request(client):
-    code = "d = %deploy --f"
+    code = "d = %deploy --fo"
     client.complete(code, len(code))
     content = client.get_shell_msg(timeout=20)["content"]
     assert content["matches"] == ["--format"]
