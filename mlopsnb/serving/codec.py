@@ -65,7 +65,6 @@ class Codec:
         self._outputs = [
             (
                 s.name,
-                len(s.shape),
                 b'{"name":%b,"shape":' % orjson.dumps(s.name),
                 b',"datatype":"%b","data":' % v2.DATATYPES[s.dtype].encode(),
             )
@@ -154,7 +153,7 @@ class Codec:
         """Return the answer that carries all *outputs*, in JSON."""
         parts = [self._head if id is None else b'{"id":%b,%b' % (orjson.dumps(id), self._head[1:])]
         mark = b'"outputs":['
-        for name, _, before, after in self._outputs:
+        for name, before, after in self._outputs:
             array = outputs[name]
             parts += (mark, before, orjson.dumps(array.shape), after, values.dumps(array))
             mark = b"},"
