@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from mlopsnb.serving.errors import stack
 from mlopsnb.serving.routes import Reply, plain_error
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ class Connection(HttpToolsProtocol):
             return
         known = cause is None or isinstance(cause, httptools.HttpParserError | UnicodeError)
         if not known:
-            _log.error("a request could not be taken in", exc_info=cause)
+            _log.error("a request could not be taken in\n%s", stack(cause))
         self.refuse(400 if known else 500, "the request is not HTTP/1.1" if known else "internal error")
 
     def on_message_begin(self) -> None:
