@@ -10,7 +10,22 @@ from typing import TYPE_CHECKING, Literal, Protocol
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-Step = Literal["export", "verify", "log", "fetch", "start", "check", "route", "restore", "delete"]
+Step = Literal[
+    "export",
+    "verify",
+    "log",
+    "fetch",
+    "resolve",
+    "install",
+    "prove",
+    "pack",
+    "upload",
+    "start",
+    "check",
+    "route",
+    "restore",
+    "delete",
+]
 State = Literal["started", "progress", "succeeded", "failed", "cancelled"]
 
 
@@ -18,13 +33,16 @@ State = Literal["started", "progress", "succeeded", "failed", "cancelled"]
 class Event:
     """One thing that happened in one step.
 
-    `message` is a short line for people; `fraction` is how much of the step is done (0 to 1), if known.
+    `message` is a short line for people; `fraction` is how much of the step is done (0 to 1), if known. A step that
+    moves data says how many bytes are `done`, of how many in `total` if that is known.
     """
 
     step: Step
     state: State
     message: str = ""
     fraction: float | None = None
+    done: int | None = None
+    total: int | None = None
 
 
 class Reporter(Protocol):
@@ -60,6 +78,12 @@ def reporting_to(reporter: Reporter) -> Iterator[None]:
 def report_progress(step: Step, message: str, fraction: float | None = None) -> None:
     """Report how far a step that is under way has come."""
     report(Event(step=step, state="progress", message=message, fraction=fraction))
+
+
+def report_bytes(step: Step, message: str, done: int, total: int | None = None) -> None:
+    """Report how many bytes a step that is under way has moved."""
+    fraction = min(1.0, done / total) if total else None
+    report(Event(step=step, state="progress", message=message, fraction=fraction, done=done, total=total))
 
 
 class StepLog:

@@ -11,7 +11,7 @@ from mlopsnb.errors import UnknownBackend
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-Kind = Literal["format", "tracker", "target"]
+Kind = Literal["builder", "format", "tracker", "target"]
 
 _BUILT_IN = {
     ("format", "onnx"): "mlopsnb.formats.onnx:Onnx",

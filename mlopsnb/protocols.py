@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from mlopsnb.images.image import Destination, Image
+    from mlopsnb.images.plan import ImagePlan
     from mlopsnb.records import Artifact, ModelVersion, Release, Signature
     from mlopsnb.rollout import Action
     from mlopsnb.tensors import Example
@@ -92,6 +94,18 @@ class Tracker(Protocol):
 
     def fetch(self, version: ModelVersion, into: Path) -> Artifact:
         """Bring the package into the directory *into* and verify its digest."""
+        ...
+
+
+class Builder(Protocol):
+    """Makes the image that a plan describes. It decides nothing that the plan says."""
+
+    def build(self, plan: ImagePlan, to: Destination) -> Image:
+        """Make the image and bring it to its destination; `BuildError` if it cannot be done.
+
+        Whatever goes wrong, an interrupt included, no tag, no half image and no lock is left; what was packed is kept
+        for the next build.
+        """
         ...
 
 

@@ -39,6 +39,18 @@ class Settings:
     timeout: float = 600.0
     """Seconds that a deploy waits for a revision to become ready."""
 
+    registry: str = ""
+    """Where images are pushed: a host, with a namespace if there is one, such as `ghcr.io/team`."""
+
+    base_image: str = ""
+    """The image that serving images stand on; the official `python:3.X-slim` of the kernel's version if empty."""
+
+    insecure_registries: str = ""
+    """Registries that are spoken to over plain HTTP, comma-separated; those on the loopback interface always are."""
+
+    image_cache_bytes: int = 20_000_000_000
+    """How much the layers and environments of past builds may take; the oldest go first."""
+
     status: str = "auto"
     """How a notebook shows progress: `auto`, `widget`, `display` (updated output), `lines` or `off`."""
 
@@ -80,6 +92,10 @@ def _parse(key: str, value: object, source: str) -> Any:
         )
     if key in ("cache_dir", "state_dir"):
         return Path(str(value)).expanduser().absolute()
+    if key == "image_cache_bytes":
+        if not str(value).isdecimal() or int(str(value)) == 0:
+            raise InvalidSettings(f"{source}: {key} must be a number of bytes above 0, found {value!r}")
+        return int(str(value))
     if key == "timeout":
         try:
             seconds = float(str(value))

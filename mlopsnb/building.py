@@ -1,0 +1,1 @@
+"""The build step: from a model package to a serving image."""
