@@ -9,6 +9,7 @@ What can go wrong while an image is made and brought to where it is needed:
     + RegistryFull         no space or quota for what was sent
     + ManifestRejected     it took the layers but not the image made of them
     + DigestMismatch       what came or arrived is not what was asked for or sent
+    + Cancelled            by `Registry.cancel`
   x EngineError            the container engine refused or failed
     + EngineNotRunning
     + EngineForbidden      it runs, but its socket is not ours to use
@@ -117,6 +118,13 @@ class DigestMismatch(RegistryError):
             f"{where}: {what} should be {wanted}, found {found}",
             hint="a proxy or mirror on the way changes what it passes on; try without it",
         )
+
+
+class Cancelled(RegistryError):
+    """The call was ended by `Registry.cancel`; what it had half sent was deleted."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__(f"the exchange with the registry {host} was cancelled")
 
 
 class EngineError(BuildError):
