@@ -44,6 +44,11 @@ MISSING = {
     "fuzz": lambda: "" if importlib.util.find_spec("atheris") else "the package atheris is not installed",
     "engine": cache(lambda: _silent("docker", "version")),
     "kserve": partial(_no_client, "kserve"),
+    "sigstore": lambda: (
+        ""
+        if (VENVS / "sigstore" / "node_modules").exists()
+        else "no .venv/sigstore; .ci/run shows how it is made"
+    ),
     "triton": partial(_no_client, "triton"),
 }
 """Markers of tests that need more than Python, and what says why that is missing (nothing if it is there).
