@@ -49,6 +49,7 @@ MISSING = {
         if (VENVS / "sigstore" / "node_modules").exists()
         else "no .venv/sigstore; .ci/run shows how it is made"
     ),
+    "registry": lambda: "" if shutil.which("docker-registry") else "no docker-registry on the PATH",
     "triton": partial(_no_client, "triton"),
 }
 """Markers of tests that need more than Python, and what says why that is missing (nothing if it is there).
