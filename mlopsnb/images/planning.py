@@ -118,7 +118,12 @@ def plan_image(
         weights=tuple(_own_layer(f, f"{WEIGHTS}/{f.path}") for f in sorted(outside, key=_by_path)),
         labels=every,
     )
-    return replace(plan, tag=_tag(version, plan.digest))
+    return retagged(plan, "v" + re.sub(r"[^A-Za-z0-9_.-]+", "-", version)[:100])
+
+
+def retagged(plan: ImagePlan, prefix: str) -> ImagePlan:
+    """Return *plan* with its tag, `v3-1a2b3c4`: *prefix*, and what tells two builds of it apart."""
+    return replace(plan, tag=f"{prefix}-{plan.digest.removeprefix('sha256:')[:7]}")
 
 
 class _Bytecode:
@@ -327,9 +332,3 @@ def _variables(inherited: Iterable[str]) -> list[str]:
     path = known.get("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
     ours = {"PATH": f"/{VENV}/bin:{path}", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
     return [f"{name}={value}" for name, value in {**known, **ours}.items()]
-
-
-def _tag(version: str, digest: str) -> str:
-    """Return `v3-1a2b3c4`: the version, and what tells two builds of it apart."""
-    plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", version)[:100]
-    return f"v{plain}-{digest.removeprefix('sha256:')[:7]}"
