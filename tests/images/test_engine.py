@@ -75,10 +75,6 @@ def engine():
         assert listed == []
 
 
-def dangling(engine):
-    return {image["Id"] for image in engine._api.images(filters={"dangling": True})}
-
-
 @pytest.mark.engine
 def test_only_what_is_lacking_is_sent(engine):
     base, first, second = layer_of("base"), layer_of("a"), layer_of("b")
@@ -131,7 +127,6 @@ def test_a_load_that_ends_early_leaves_the_tag_where_it_was(engine, monkeypatch,
     monkeypatch.setattr(Engine, "_keeps_blobs", lambda self: keeps)
     base, first = layer_of("base"), layer_of("a", size=5_000_000)
     old = engine.load(config_of(base), Asked(base).layers, tag=f"{NAME}:1").id
-    before = dangling(engine)
 
     def stop(count):
         raise error
@@ -140,7 +135,7 @@ def test_a_load_that_ends_early_leaves_the_tag_where_it_was(engine, monkeypatch,
         engine.load(config_of(base, first), Asked(base, first).layers, tag=f"{NAME}:1", on_bytes=stop)
     assert engine.image(f"{NAME}:1").id == old
     assert engine.image(digest_of(config_of(base, first))) is None
-    assert dangling(engine) == before
+    assert (digest_of(base), digest_of(first)) not in engine.chains()
 
 
 @pytest.mark.engine
