@@ -8,11 +8,14 @@ import threading
 
 
 class Cutter:
-    """Passes connections on to *host*; `cuts` says after how many bytes from the client each next one ends."""
+    """Passes connections on to *host*; `cuts` says after how many bytes from the client each next one ends.
+
+    `sent` counts the bytes that clients sent.
+    """
 
     def __init__(self, host):
         name, port = host.split(":")
-        self.target, self.cuts, self.connections = (name, int(port)), [], 0
+        self.target, self.cuts, self.connections, self.sent = (name, int(port)), [], 0, 0
 
     def __enter__(self):
         self.listener = socket.create_server(("127.0.0.1", 0))
@@ -42,13 +45,14 @@ class Cutter:
                 self.sockets += [near, far]
                 self.connections += 1
                 limit = self.cuts.pop(0) if self.cuts else None
-                self._start(self._copy, near, far, limit)
-                self._start(self._copy, far, near, None)
+                self._start(self._copy, near, far, limit, True)
+                self._start(self._copy, far, near, None, False)
 
-    def _copy(self, source, target, limit):
+    def _copy(self, source, target, limit, counted):
         with contextlib.suppress(OSError):
             while data := source.recv(65536 if limit is None else min(65536, limit)):
                 target.sendall(data)
+                self.sent += len(data) if counted else 0
                 if limit is not None:
                     limit -= len(data)
                     if limit <= 0:
