@@ -79,10 +79,10 @@ def plan_image(
 ) -> ImagePlan:
     """Plan the image that serves version *version* of *name* from the model package *package*.
 
-    *version* is empty for a package that was never logged.
-    *files* are those of the package by their path there, *runtime* and *code* (the user's local modules) by their path
-    in `site-packages`; `contents` finds all three. *kept_out* are paths of *files* that shall not be in the image: it
-    has links to `WEIGHTS_MOUNT` in their place, and the plan has them as `weights`.
+    *version* is empty for a package that was never logged. *files* are those of the package by their path there,
+    *runtime* and *code* (the user's local modules) by their path in `site-packages`; `contents` finds all three.
+    *kept_out* are paths of *files* that shall not be in the image: it has links to `WEIGHTS_MOUNT` in their place, and
+    the plan has them as `weights`.
 
     Raises `BuildError` for a path that would leave its place.
     """
@@ -98,15 +98,7 @@ def plan_image(
         _metadata(inside, outside, [*_under(site, code), *pyc.code], environment.lock),
         *_weights(inside),
     ]
-    every = {
-        **(labels or {}),
-        "org.opencontainers.image.title": name,
-        **({"org.opencontainers.image.version": version} if version else {}),
-        "org.opencontainers.image.base.name": base.reference.partition("@")[0],
-        "org.opencontainers.image.base.digest": base.digest,
-        "mlopsnb.lock": environment.lock.digest,
-        "mlopsnb.package": package_digest,
-    }
+    every = {**(labels or {}), **_labels(name, version, base, environment.lock, package_digest)}
     plan = ImagePlan(
         repository=name,
         tag="",
@@ -120,6 +112,18 @@ def plan_image(
         labels=every,
     )
     return replace(plan, tag=_tag(version, plan.digest))
+
+
+def _labels(name: str, version: str, base: Base, lock: Lock, package_digest: str) -> dict[str, str]:
+    """Return what the image says of itself: https://github.com/opencontainers/image-spec/blob/v1.1.1/annotations.md."""
+    return {
+        "org.opencontainers.image.title": name,
+        **({"org.opencontainers.image.version": version} if version else {}),
+        "org.opencontainers.image.base.name": base.reference.partition("@")[0],
+        "org.opencontainers.image.base.digest": base.digest,
+        "mlopsnb.lock": lock.digest,
+        "mlopsnb.package": package_digest,
+    }
 
 
 class _Bytecode:
