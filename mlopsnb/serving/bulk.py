@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import simdjson
 
+from mlopsnb.serving import values
+
 if TYPE_CHECKING:
     from mlopsnb.records import Signature
     from mlopsnb.tensors import Array
@@ -58,7 +60,7 @@ class Bulk:
                 return None
             if any(document[key] not in allowed[key] for key in keys if key != form):
                 return None
-            content, brackets = document[form], body.count(b"[")
+            content, brackets = document[form], _brackets(body)
             inputs = (
                 self._from_frame(content, brackets)
                 if form == "dataframe_split"
@@ -71,7 +73,7 @@ class Bulk:
     def _parsed(self, body: bytes, read: Callable[[Any], _Read | None]) -> _Read | None:
         if not self._numbers or len(body) <= LARGE_BYTES or body[:1] != b"{":
             return None
-        if body.count(b"{") > 2:  # rows are objects: those are read faster elsewhere
+        if values.more_than(2, b"{", body):  # rows are objects: those are read faster elsewhere
             return None
         document = None
         try:
@@ -129,6 +131,11 @@ class Bulk:
         if spec.feature_names and tuple(names) != spec.feature_names:
             found = np.ascontiguousarray(found[:, [names.index(name) for name in spec.feature_names]])
         return {spec.name: found}
+
+
+def _brackets(body: bytes) -> int:
+    """Count the lists in *body*, several times as fast as `bytes.count` does."""
+    return int(np.count_nonzero(np.frombuffer(body, np.uint8) == ord("[")))
 
 
 def _kind(dtype: str) -> str:

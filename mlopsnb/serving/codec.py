@@ -105,13 +105,13 @@ class Codec:
 
     def _in_bulk(self, body: bytes) -> Prediction | None:
         """Read *body* with simdjson; None if it has nested data as well."""
-        if body[:1] != b"{" or body.count(b"[") != 1 + 2 * len(self._inputs):
+        if body[:1] != b"{" or values.more_than(1 + 2 * len(self._inputs), b"[", body):
             return None
         document = None
         try:
             document = self._parser.parse(body)
             return self._from_document(document)
-        except (TypeError, KeyError, RuntimeError, ValueError):
+        except (AttributeError, TypeError, KeyError, RuntimeError, ValueError):
             return None
         finally:
             del document  # the parser must not be used again while it lives

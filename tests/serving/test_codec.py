@@ -143,6 +143,24 @@ def test_what_is_nested_or_wrong_is_left_to_v2(data):
             v2.decode_request(body, signature)
 
 
+@pytest.mark.usefixtures("size")
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        '{"x":[[[1]]]}',
+        '["x"]',
+        '[{"name":"x","shape":{},"datatype":"FP32","data":[1]}]',
+        '[{"name":"x","shape":[1,1],"datatype":"FP32","data":"1"}]',
+    ],
+)
+def test_what_has_another_form_is_left_to_v2(inputs):
+    codec, signature = codec_of(x("float32", None, 1))
+    body = b'{"inputs":%b}' % inputs.encode()
+    assert codec.decode(body) is None
+    with pytest.raises(BadRequest):
+        v2.decode_request(body, signature)
+
+
 def test_a_large_body_is_read_in_bulk(monkeypatch):
     codec, signature = codec_of(x("float32", None, 64))
     array = np.random.default_rng(0).normal(size=(5000, 64)).astype(np.float32)
