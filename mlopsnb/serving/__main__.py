@@ -171,10 +171,12 @@ def _serve(args: argparse.Namespace, report: ReadyPipe, sockets: Sockets, seat: 
         from mlopsnb.serving.worker import WorkerServer
     except ModuleNotFoundError as exc:
         raise MissingExtra(exc.name or "", "serving") from exc
-    if (
-        find_spec("prometheus_client") is None
-    ):  # imported by the first to ask for metrics, which is too late to say so
-        raise MissingExtra("prometheus_client", "serving")
+    for module in (
+        "prometheus_client",
+        "simdjson",
+    ):  # imported when first needed, which is too late to say so
+        if find_spec(module) is None:
+            raise MissingExtra(module, "serving")
     if args.grpc_port is not None:
         need("grpc", extra="grpc")
     path: Path = args.package.absolute()

@@ -12,8 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from mlopsnb.manifest import Manifest
 from mlopsnb.records import Signature, TensorSpec
-from mlopsnb.serving import codec as module
-from mlopsnb.serving import v2
+from mlopsnb.serving import documents, v2
 from mlopsnb.serving.codec import Codec
 from mlopsnb.serving.errors import BadRequest
 from mlopsnb.serving.routes import ServedModel
@@ -41,7 +40,7 @@ def x(dtype, *shape, allow_nan=False, name="x"):
 @pytest.fixture(params=["small", "large"])
 def size(request, monkeypatch):
     """Read every body as a small one, or as a large one."""
-    monkeypatch.setattr(module, "_LARGE_BYTES", 1 << 30 if request.param == "small" else 0)
+    monkeypatch.setattr(documents, "LARGE_BYTES", 1 << 30 if request.param == "small" else 0)
 
 
 def assert_as_v2(codec, signature, body):
@@ -168,7 +167,7 @@ def test_a_large_body_is_read_in_bulk(monkeypatch):
     monkeypatch.setattr(codec, "_plain", None)
     for _ in range(2):
         assert assert_as_v2(codec, signature, body)
-    assert len(body) > module._KEEP_BYTES
+    assert len(body) > documents.KEEP_BYTES
 
 
 def test_inputs_of_several_dtypes_and_free_axes_are_left_to_v2():

@@ -23,7 +23,7 @@ MODULES = [
     ),
     *("tuning", "v2", "values", "worker", "workers", "__main__"),
 ]
-HEAVY = {"opentelemetry", "torch", "tensorflow", "mlflow", "IPython", "pandas", "httpx"}
+HEAVY = {"opentelemetry", "simdjson", "torch", "tensorflow", "mlflow", "IPython", "pandas", "httpx"}
 NOTEBOOK_SIDE = {f"mlopsnb.{name}" for name in ("notebook", "flow", "targets", "tracking", "monitoring")}
 
 
