@@ -6,6 +6,8 @@ https://github.com/opencontainers/image-spec.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +39,20 @@ the model server; the package without its large files, and the lock; large files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class File:
+    """A file, or its bytes, that is to go into an image, before it is known into which layer.
+
+    `path` is relative to where files of its sort go; `sha256` is its digest in hex, `size` in bytes.
+    """
+
+    path: str
+    source: Path | bytes
+    size: int
+    sha256: str
+    mode: int = 0o644
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """One file of a layer, root-owned. Exactly one of *source* (a file here, or its bytes) and *link* is given."""
 
@@ -57,6 +73,8 @@ class Layer:
     key: str
     entries: tuple[Entry, ...]
     compress: bool = True
+    size: int = 0
+    """Bytes of its files, before anything is packed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,3 +122,14 @@ class ImagePlan:
     package_digest: str
     weights: tuple[Layer, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """`sha256:…` of what the image will hold: plans of the same digest make the same image with any builder."""
+        said = [
+            self.base.digest,
+            self.base.platform,
+            self.config,
+            [(layer.kind, layer.name, layer.key) for layer in (*self.layers, *self.weights)],
+        ]
+        return "sha256:" + hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
