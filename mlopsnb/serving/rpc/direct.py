@@ -1,8 +1,8 @@
 """The direct lane: calls taken straight from gRPC's completion queue. gRPC keeps connections and speaks HTTP/2.
 
-One thread waits on the queue, for all calls: a client that says nothing costs none. What comes is handed to the event
-loop, with one wake-up for all that came meanwhile, so that calls share the model's calls. Answers are sent from there.
-This is what `grpc.server` is made of, without its threads, and a third of the time a call of `grpc.aio`. It is not
+All is done on the event loop, which looks into the queue again and again while there is something in it, so that calls
+that come together share a call of the model. When the queue is empty a thread waits there, and wakes the loop. It is
+one for all calls: a client that says nothing costs none. This is what `grpc.server` is made of, without its threads, and a third of the time a call of `grpc.aio`. It is not
 public: where grpcio is not built as we know it, calls come by `grpc.aio`.
 Source: `grpc/_server.py` of grpcio, which uses the same; https://grpc.github.io/grpc/core/grpc_8h.html.
 """
@@ -14,7 +14,6 @@ import contextlib
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -36,13 +35,15 @@ if TYPE_CHECKING:
 _AHEAD = 128
 """How many calls gRPC may hand over before it is asked for more."""
 
+_AT_ONCE = 256
+_TICK = 0.005
 _REHEARSAL_SECONDS = 5.0
 _PARTS = {
     "BatchOperationEvent": ("batch_operations", "completion_type", "tag"),
     "Call": ("cancel", "start_server_batch"),
     "CallDetails": ("deadline", "method"),
     "CompletionQueue": ("poll", "shutdown"),
-    "CompletionType": ("queue_shutdown",),
+    "CompletionType": ("operation_complete", "queue_shutdown"),
     "ReceiveCloseOnServerOperation": ("cancelled",),
     "ReceiveMessageOperation": ("message",),
     "RequestCallEvent": ("call", "call_details", "completion_type", "invocation_metadata", "success", "tag"),
@@ -124,7 +125,7 @@ def _reply(code: int, details: str, trailing: Trailing, message: bytes | None) -
 
 
 class _Direct:
-    """A call, as gRPC brought it. Is made in the lane's thread, and in the hands of the event loop from then on."""
+    """A call, as gRPC brought it."""
 
     __slots__ = ("_call", "_details", "_lane", "_watched", "call", "job", "metadata", "path")
 
@@ -153,7 +154,7 @@ class _Direct:
         if raw is None:  # the client is gone, said too much, or ended without a message
             self.refuse(grpc.StatusCode.UNIMPLEMENTED, "the call has no message", ())
         else:
-            self._lane.hand(self._lane.take, self, raw)
+            self._lane.came.append((self, raw))
 
     def watch(self) -> None:
         """Ask to be told when the client leaves. Without, that is learned with the answer."""
@@ -162,7 +163,7 @@ class _Direct:
 
     def _closed(self, event: Any) -> None:
         if event.batch_operations[0].cancelled():
-            self._lane.hand(self._lane.service.gone, self)
+            self._lane.service.gone(self)
 
     def answer(self, message: bytes, trailing: Trailing) -> None:
         """Send *message*, and *trailing* metadata."""
@@ -193,16 +194,16 @@ class DirectLane:
 
     def __init__(self, service: Service, options: Sequence[tuple[str, int]], tokens: Tokens | None) -> None:
         self.service = service
+        self.came: list[tuple[_Direct, bytes]] = []
         self._tokens = tokens
         self._paths = {path.encode(): path for path in service.paths}
         self._queue = cygrpc.CompletionQueue()
         self._server = cygrpc.Server(list(options), False)
         self._server.register_completion_queue(self._queue)
-        self._handed: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
-        self._waiting: list[_Direct] = []
-        self._wake_is_due = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = threading.Thread(target=self._poll, name="grpc", daemon=True)
+        self._ended = False
+        self._empty = threading.Semaphore(0)
+        self._thread = threading.Thread(target=self._wait, name="grpc", daemon=True)
 
     def listen(self, address: str, credentials: Any) -> int:
         """Take *address*, with TLS if there are *credentials*; return the port, 0 if it is taken."""
@@ -220,33 +221,65 @@ class DirectLane:
 
     async def stop(self, grace: float) -> None:
         """Take no more calls, and answer those in work; cancel what is left after *grace* seconds."""
-        if self._loop is None:
-            self._server.destroy()
-            return
-        ended = asyncio.Event()
-        self._server.shutdown(self._queue, lambda event: self.hand(ended.set))
-        try:
-            await asyncio.wait_for(ended.wait(), grace)
-        except TimeoutError:
-            self._server.cancel_all_calls()
-            await ended.wait()
-        self._queue.shutdown()
-        self._thread.join()
-        self._server.destroy()
-        self._work()
-
-    def _poll(self) -> None:
-        """Carry out what comes of the queue, until it ends; the lane's thread."""
-        poll, ends = self._queue.poll, cygrpc.CompletionType.queue_shutdown
-        while True:
-            event = poll()
-            if event.completion_type == ends:
-                return
+        if self._loop is not None:
+            ended = asyncio.Event()
+            self._server.shutdown(self._queue, lambda event: ended.set())
             try:
-                event.tag(event)
-            except Exception as exc:  # noqa: BLE001  without the thread nobody would be answered any more
-                _log.error("an event of gRPC was lost\n%s", stack(exc))
-            event = None  # it may hold the last reference to a call, which has to end before the next event
+                await asyncio.wait_for(ended.wait(), grace)
+            except TimeoutError:
+                self._server.cancel_all_calls()
+                await ended.wait()
+            self._queue.shutdown()
+            while self._thread.is_alive():
+                await asyncio.sleep(_TICK)
+        self._server.destroy()
+
+    def _wait(self) -> None:
+        """Wake the event loop when something comes into the queue, and leave the queue to it until it is empty."""
+        assert self._loop is not None
+        while not self._ended:
+            self._loop.call_soon_threadsafe(self._work, self._queue.poll())
+            self._empty.acquire()
+
+    def _work(self, event: Any = None) -> None:
+        """Carry out *event* and what else is in the queue; then look again, or leave the queue to the thread."""
+        types = cygrpc.CompletionType
+        for done in range(_AT_ONCE):
+            if event is None:
+                event = self._queue.poll(0)
+            if event.completion_type == types.operation_complete:
+                self._carry_out(event)
+                event = None
+                continue
+            self._ended = event.completion_type == types.queue_shutdown
+            if not done or self._ended:
+                self._empty.release()
+                return
+            break
+        self._take()
+        assert self._loop is not None
+        self._loop.call_soon(self._work)  # after the model, if it runs inline
+
+    def _carry_out(self, event: Any) -> None:
+        try:
+            event.tag(event)
+        except Exception as exc:  # noqa: BLE001  the calls behind it must be answered all the same
+            _log.error("an event of gRPC was lost\n%s", stack(exc))
+
+    def _take(self) -> None:
+        """Let the service answer the calls whose messages came, and watch those that have to wait."""
+        came, self.came = self.came, []
+        for rpc, raw in came:
+            self.service.take(rpc, raw, alone=len(came) == 1)
+        waiting = [rpc for rpc, _ in came if rpc.call is not None]
+        if waiting:
+            assert self._loop is not None
+            self._loop.call_soon(self._watch, waiting)  # after the model, if it runs inline
+
+    def _watch(self, waiting: list[_Direct]) -> None:
+        for rpc in waiting:
+            if rpc.call is not None:
+                rpc.watch()
 
     def _met(self, event: Any) -> None:
         """Take a call that has come, its message not yet, and be ready for the next."""
@@ -261,35 +294,4 @@ class DirectLane:
         elif security.allowed(self._tokens, path, rpc.metadata):
             rpc.receive()
         else:
-            self.hand(self.service.turn_away, rpc)
-
-    def hand(self, function: Callable[..., object], *args: Any) -> None:
-        """Let the event loop call *function*; from the lane's thread."""
-        self._handed.append((function, args))
-        if not self._wake_is_due:
-            self._wake_is_due = True
-            assert self._loop is not None
-            self._loop.call_soon_threadsafe(self._work)
-
-    def _work(self) -> None:
-        """Do what was handed over so far."""
-        self._wake_is_due = False  # first: what is handed over from now on wakes us again
-        handed = self._handed
-        for _ in range(len(handed)):
-            function, args = handed.popleft()
-            function(*args)
-        if self._waiting:
-            waiting, self._waiting = self._waiting, []
-            assert self._loop is not None
-            self._loop.call_soon(self._watch, waiting)  # the model, if it runs inline, comes before
-
-    def take(self, rpc: _Direct, raw: bytes) -> None:
-        """Let the service answer *rpc*, and note it if it has to wait."""
-        self.service.take(rpc, raw)
-        if rpc.call is not None:
-            self._waiting.append(rpc)
-
-    def _watch(self, waiting: list[_Direct]) -> None:
-        for rpc in waiting:
-            if rpc.call is not None:
-                rpc.watch()
+            self.service.turn_away(rpc)

@@ -97,12 +97,12 @@ class Service:
         self._tells[f"/{HEALTH}/Check"] = message("HealthCheckRequest"), self._health
         self.paths = frozenset((INFER, *self._tells))
 
-    def take(self, rpc: Rpc, raw: bytes) -> None:
-        """Answer *rpc*, whose message is *raw*: now, or when the model has."""
+    def take(self, rpc: Rpc, raw: bytes, *, alone: bool = True) -> None:
+        """Answer *rpc*, whose message is *raw*: now, or when the model has. *alone*: no other comes with it."""
         headers = [(k.encode(), v if isinstance(v, bytes) else v.encode()) for k, v in rpc.metadata]
         call = rpc.call = begin("gRPC", rpc.path, dict(headers), headers)
         if rpc.path == INFER:
-            self._infer(rpc, call, raw)
+            self._infer(rpc, call, raw, alone=alone)
         else:
             self._tell(rpc, call, raw)
 
@@ -167,7 +167,7 @@ class Service:
             raise _NotServed(f"no service {request.service[:80]!r}; this server has {SERVICE!r}")
         return message("HealthCheckResponse")(status=SERVING if self._app.ready else NOT_SERVING)
 
-    def _infer(self, rpc: Rpc, call: Call, raw: bytes) -> None:
+    def _infer(self, rpc: Rpc, call: Call, raw: bytes, *, alone: bool) -> None:
         app = self._app
         self._in_work += 1
         app.started(call)
@@ -182,9 +182,14 @@ class Service:
             wanted = self._codec.decode(request)
             call.rows = wanted.rows
             done = partial(self._answer, rpc, call, wanted)
-            alone = self._in_work == 1
             job = app.submit(
-                call, wanted.inputs, wanted.rows, done, deadline=deadline, loop=loop, at_once=alone
+                call,
+                wanted.inputs,
+                wanted.rows,
+                done,
+                deadline=deadline,
+                loop=loop,
+                at_once=alone and self._in_work == 1,
             )
             if rpc.call is not None:
                 rpc.job = job
