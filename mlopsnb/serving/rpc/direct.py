@@ -36,7 +36,6 @@ _AHEAD = 128
 """How many calls gRPC may hand over before it is asked for more."""
 
 _AT_ONCE = 256
-_TICK = 0.005
 _REHEARSAL_SECONDS = 5.0
 _PARTS = {
     "BatchOperationEvent": ("batch_operations", "completion_type", "tag"),
@@ -201,7 +200,9 @@ class DirectLane:
         self._server = cygrpc.Server(list(options), False)
         self._server.register_completion_queue(self._queue)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._ended = False
+        self._done = cygrpc.CompletionType.operation_complete
+        self._asked = 0
+        self._ended = asyncio.Event()
         self._empty = threading.Semaphore(0)
         self._thread = threading.Thread(target=self._wait, name="grpc", daemon=True)
 
@@ -215,8 +216,7 @@ class DirectLane:
         """Let clients in."""
         self._loop = asyncio.get_running_loop()
         self._server.start()
-        for _ in range(_AHEAD):
-            self._server.request_call(self._queue, self._queue, self._met)
+        self._ask()
         self._thread.start()
 
     async def stop(self, grace: float) -> None:
@@ -230,35 +230,61 @@ class DirectLane:
                 self._server.cancel_all_calls()
                 await ended.wait()
             self._queue.shutdown()
-            while self._thread.is_alive():
-                await asyncio.sleep(_TICK)
+            await self._ended.wait()
+            self._thread.join()
         self._server.destroy()
+
+    def _ask(self) -> None:
+        """Let gRPC hand over more calls. It takes its time, so that those at hand are answered before."""
+        with contextlib.suppress(ValueError):  # the server ends
+            while self._asked < _AHEAD:
+                self._server.request_call(self._queue, self._queue, self._met)
+                self._asked += 1
 
     def _wait(self) -> None:
         """Wake the event loop when something comes into the queue, and leave the queue to it until it is empty."""
         assert self._loop is not None
-        while not self._ended:
-            self._loop.call_soon_threadsafe(self._work, self._queue.poll())
+        while not self._ended.is_set():
+            event = self._queue.poll()
+            try:
+                self._loop.call_soon_threadsafe(self._work, event)
+            except RuntimeError:  # the loop was closed without `stop`: the process ends
+                return
+            del event  # it may hold a call, which has to end before the queue can
             self._empty.acquire()
 
     def _work(self, event: Any = None) -> None:
-        """Carry out *event* and what else is in the queue; then look again, or leave the queue to the thread."""
-        types = cygrpc.CompletionType
-        for done in range(_AT_ONCE):
+        """Carry out *event* and what else is in the queue; then look again, or leave the queue to the thread.
+
+        The model runs inline once a turn of the loop at the most, so that HTTP has its turn as well.
+        """
+        ran = False
+        for _ in range(_AT_ONCE):
             if event is None:
                 event = self._queue.poll(0)
-            if event.completion_type == types.operation_complete:
+            if event.completion_type == self._done:
                 self._carry_out(event)
-                event = None
-                continue
-            self._ended = event.completion_type == types.queue_shutdown
-            if not done or self._ended:
-                self._empty.release()
+            elif not self.came:
+                self._leave(event)
                 return
-            break
-        self._take()
+            elif ran or self._take():
+                break
+            else:
+                ran = True
+            event = None
+        else:
+            self._take()
+        if self._asked < _AHEAD // 2:
+            self._ask()
         assert self._loop is not None
         self._loop.call_soon(self._work)  # after the model, if it runs inline
+
+    def _leave(self, event: Any) -> None:
+        """Leave the queue, which said *event* and is empty, to the thread."""
+        self._ask()
+        if event.completion_type == cygrpc.CompletionType.queue_shutdown:
+            self._ended.set()
+        self._empty.release()
 
     def _carry_out(self, event: Any) -> None:
         try:
@@ -266,8 +292,8 @@ class DirectLane:
         except Exception as exc:  # noqa: BLE001  the calls behind it must be answered all the same
             _log.error("an event of gRPC was lost\n%s", stack(exc))
 
-    def _take(self) -> None:
-        """Let the service answer the calls whose messages came, and watch those that have to wait."""
+    def _take(self) -> bool:
+        """Let the service answer the calls whose messages came; say whether any has to wait, and watch it."""
         came, self.came = self.came, []
         for rpc, raw in came:
             self.service.take(rpc, raw, alone=len(came) == 1)
@@ -275,6 +301,7 @@ class DirectLane:
         if waiting:
             assert self._loop is not None
             self._loop.call_soon(self._watch, waiting)  # after the model, if it runs inline
+        return bool(waiting)
 
     def _watch(self, waiting: list[_Direct]) -> None:
         for rpc in waiting:
@@ -282,11 +309,10 @@ class DirectLane:
                 rpc.watch()
 
     def _met(self, event: Any) -> None:
-        """Take a call that has come, its message not yet, and be ready for the next."""
+        """Take a call that has come, its message not yet."""
+        self._asked -= 1
         if not event.success:  # the server ends
             return
-        with contextlib.suppress(ValueError):  # the server ends
-            self._server.request_call(self._queue, self._queue, self._met)
         path = self._paths.get(event.call_details.method)
         rpc = _Direct(self, path or "", event)
         if path is None:
