@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+from functools import partial
 
 import grpc
 import numpy as np
@@ -240,9 +241,23 @@ class Stub:
         )
 
 
+@pytest.fixture(params=["direct", "aio"])
+def lane(request, serve, tmp_path, environment):
+    """Start a server whose calls come by each of the lanes: its grpcio lacks what the direct one needs, or not."""
+    if request.param == "direct":
+        return serve
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(
+        "from grpc._cython import cygrpc\ndel cygrpc.SendStatusFromServerOperation\n"
+    )
+    path = os.pathsep.join((str(site), environment["PYTHONPATH"]))
+    return partial(serve, PYTHONPATH=path)
+
+
 @pytest.fixture
-def stub(serve, make_package):
-    runtime = serve(make_package(), "--port", "0", "--grpc-port", "0", "--max-body-bytes", "10000")
+def stub(lane, make_package):
+    runtime = lane(make_package(), "--port", "0", "--grpc-port", "0", "--max-body-bytes", "10000")
     stub = Stub(runtime.report["grpc"])
     stub.runtime = runtime
     with stub.channel:
@@ -366,16 +381,16 @@ def test_what_is_no_call_of_ours_is_refused(stub):
     assert "Traceback" not in stub.runtime.errors
 
 
-def gated(serve, make_package, tmp_path, *options):
+def gated(lane, make_package, tmp_path, *options):
     os.mkfifo(tmp_path / "gate")
-    runtime = serve(
+    runtime = lane(
         make_package(), "--port", "0", "--grpc-port", "0", *options, AFFINE_GATE=str(tmp_path / "gate")
     )
     return runtime, Stub(runtime.report["grpc"])
 
 
-def test_a_deadline_and_a_call_in_work_when_the_server_ends(serve, make_package, tmp_path):
-    runtime, stub = gated(serve, make_package, tmp_path)
+def test_a_deadline_and_a_call_in_work_when_the_server_ends(lane, make_package, tmp_path):
+    runtime, stub = gated(lane, make_package, tmp_path)
     with stub.channel:
         working = stub.ModelInfer.future(affine_request(x=[[100, 0, 0, 0]]), timeout=60)
         with (tmp_path / "gate").open("wb"):  # opens when the model reads: the call is in work
@@ -397,8 +412,8 @@ def test_a_compressed_call_is_answered_and_bound_by_what_it_unfolds_to(stub):
     assert refused(stub.ModelInfer, zeros, compression=grpc.Compression.Gzip)[0] == "RESOURCE_EXHAUSTED"
 
 
-def test_calls_that_wait_share_a_call_without_those_that_left(serve, make_package, tmp_path):
-    runtime, stub = gated(serve, make_package, tmp_path, "--instances", "1", "--max-queue-rows", "4")
+def test_calls_that_wait_share_a_call_without_those_that_left(lane, make_package, tmp_path):
+    runtime, stub = gated(lane, make_package, tmp_path, "--instances", "1", "--max-queue-rows", "4")
     with stub.channel:
         working = stub.ModelInfer.future(affine_request(x=[[100, 0, 0, 0]]), timeout=60)
         with (tmp_path / "gate").open("wb"):  # opens when the model reads: the call is in work
