@@ -177,9 +177,7 @@ class Service:
             loop = asyncio.get_running_loop()
             deadline = loop.time() + min(rpc.remaining, app.request_timeout)
             app.admit()
-            request = _parsed(_INFER_REQUEST, raw)
-            self._check_name(request.model_name, request.model_version)
-            wanted = self._codec.decode(request)
+            wanted = self._codec.recognize(raw) or self._read(raw)
             call.rows = wanted.rows
             done = partial(self._answer, rpc, call, wanted)
             job = app.submit(
@@ -195,6 +193,13 @@ class Service:
                 rpc.job = job
         except Exception as exc:  # noqa: BLE001  the last line before the wire; the log has the stack
             self._finish(rpc, call, _refuse(rpc, call, exc))
+
+    def _read(self, raw: bytes) -> InferRequest:
+        request = _parsed(_INFER_REQUEST, raw)
+        self._check_name(request.model_name, request.model_version)
+        wanted = self._codec.decode(request)
+        self._codec.remember(raw, request, wanted)
+        return wanted
 
     def _answer(
         self, rpc: Rpc, call: Call, wanted: InferRequest, _: object, outcome: Outputs | Exception
