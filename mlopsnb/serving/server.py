@@ -18,7 +18,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from mlopsnb.serving import connections, fastlane
-from mlopsnb.serving.connections import ConnectionLimits, Door, TurnedAway, Watch
+from mlopsnb.serving.connections import Connection, ConnectionLimits, Door, TurnedAway, Watch
 from mlopsnb.serving.errors import CannotListen
 from mlopsnb.serving.handover import Accepting, ControlSocket, PublicListener
 from mlopsnb.serving.listen import BACKLOG, Sockets
@@ -164,12 +164,17 @@ class Server(uvicorn.Server):
         deadline = loop.time() + self._drain_seconds
         if self._grpc is not None:
             await self._grpc.stop()
-        while self.server_state.connections and loop.time() < deadline:
+        while self._is_awaited() and loop.time() < deadline:
             await asyncio.sleep(_TICK)
         while self.server_state.connections or self.server_state.tasks:
             self._close_idle(abort=loop.time() > deadline + _FLUSH_SECONDS)
             await asyncio.sleep(_TICK)
         self._app.flush_logs()
+
+    def _is_awaited(self) -> bool:
+        """Say whether there is a client that had no last answer yet."""
+        connections = self.server_state.connections
+        return any(not (isinstance(c, Connection) and c.parting) for c in connections)
 
     def _close_idle(self, *, abort: bool) -> None:
         """Close the connections that owe no answer: none was asked for, or the request is not whole yet.
