@@ -17,6 +17,7 @@ from pathlib import Path
 import grpc
 import httpx
 import numpy as np
+import psutil
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -212,8 +213,25 @@ def channel(runtime, authority, certificate=None, key=None):
         )(content, timeout=20)
 
 
+def test_an_answer_that_comes_early_does_not_stop_a_client_that_still_sends(secure, authority):
+    runtime = secure("--max-body-bytes", "1000")
+    length = 20 << 20
+    with (
+        socket.create_connection(("127.0.0.1", runtime.port), timeout=20) as sock,
+        trusting(authority).wrap_socket(sock, server_hostname="localhost") as secured,
+    ):
+        secured.sendall(f"POST {INFER} HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n".encode())
+        answer = b""
+        while not answer.endswith(b'"}'):
+            answer += secured.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 413 ")
+        for _ in range(length >> 16):
+            secured.sendall(b" " * 65536)
+    assert (runtime.stop(), runtime.errors) == (0, "")
+
+
 def test_the_certificate_is_rotated_without_a_restart(secure, authority, options, body):
-    runtime = secure("--workers", "1")  # of several, each would look for itself
+    runtime = secure("--workers", "1")
     context = trusting(authority)
     first = serial(runtime.port, context)
     with contextlib.closing(
@@ -236,6 +254,51 @@ def test_the_certificate_is_rotated_without_a_restart(secure, authority, options
     alpn.set_alpn_protocols(["h2"])
     assert serial(port, alpn) == second
     assert "the TLS files were read again" in runtime.errors
+
+
+def presented(runtime, authority):
+    """Return which worker answers a new client, and the serial number that it presents."""
+    context = trusting(authority)
+    with contextlib.closing(
+        http.client.HTTPSConnection("localhost", runtime.port, timeout=20, context=context)
+    ) as connection:
+        connection.request("GET", "/healthz")
+        found = connection.sock.getpeercert()["serialNumber"]
+        response = connection.getresponse()
+        assert response.status == 200
+        return response.getheader("x-request-id")[:16], found
+
+
+def test_each_of_several_workers_follows_the_certificate(secure, authority, options, body):
+    runtime = secure("--workers", "2")
+    end = time.monotonic() + 60
+
+    def presented_by_both():
+        """Return the last serial number of each worker, as soon as there are two."""
+        found = {}
+        while len(found) < 2:
+            assert time.monotonic() < end
+            found.update([presented(runtime, authority)])
+        return found
+
+    before = presented_by_both()
+    [first] = set(before.values())
+    assert ask(runtime, body(), trusting(authority)) == 200
+    options[3].write_text("spoiled")
+    while runtime.errors.count("the certificate stays as it was") < 2:
+        assert time.monotonic() < end
+    assert presented_by_both() == before
+    authority.issue("server")
+    while first in (after := presented_by_both()).values():
+        assert time.monotonic() < end
+    assert after.keys() == before.keys()
+    [second] = set(after.values())
+    psutil.Process(runtime.process.pid).children()[0].kill()
+    while (third := presented_by_both()).keys() == before.keys():
+        assert time.monotonic() < end
+    assert set(third.values()) == {second}
+    assert ask(runtime, body(), trusting(authority)) == 200
+    assert runtime.stop() == 0
 
 
 def other_key(certificate, key, authority):
