@@ -6,8 +6,8 @@ There are two servers, of two workers each. One is a deployment that two version
 worker is killed now and then, and the other server keeps its first worker from beginning to end: its memory tells of
 leaks. Every answer says by header which version gave it, and is compared with what that version computes.
 
-Ends with 1 if an answer was wrong, a request hung, one failed that no killed worker excuses, or a worker's memory grew
-by more than 2 % after it had settled. Everything runs on the loopback interface and below a temporary directory, and
+Ends with 1 if an answer was wrong, a request hung, one failed or a kept connection was closed without a word that no
+killed worker excuses, or a worker's memory grew by more than 2 % after it had settled. Everything runs on the loopback interface and below a temporary directory, and
 is ended and removed at the end.
 """
 
@@ -254,6 +254,7 @@ def _report(tally: Tally, kills: Sequence[float], stuck: Sequence[str], seconds:
         return any(start <= kill + EXCUSED_SECONDS and end >= kill for kill in kills)
 
     unexcused = [what for start, end, what in tally.failed if not excused(start, end)]
+    cut = [f"found after {end - start:.1f} s" for start, end in tally.closed if not excused(start, end)]
     total = sum(tally.answered.values())
     for kind, count in sorted(tally.answered.items()):
         print(f"  {kind:<20} {count:>10,}")
@@ -263,8 +264,10 @@ def _report(tally: Tally, kills: Sequence[float], stuck: Sequence[str], seconds:
     print(f"hung connections: {_told([*tally.hung, *(f'{name} did not end' for name in stuck)])}")
     print(f"failed requests: {_told(unexcused)}")
     print(f"  and {len(tally.failed) - len(unexcused)} in the second after a worker was killed")
+    print(f"kept connections that were closed without a word: {_told(cut)}")
+    print(f"  and {len(tally.closed) - len(cut)} when a worker was killed")
     print(f"told that the server drains, on a kept connection: {tally.draining}")
-    return bool(tally.wrong or tally.hung or stuck or unexcused)
+    return bool(tally.wrong or tally.hung or stuck or unexcused or cut)
 
 
 def _told(what: Sequence[str]) -> str:
