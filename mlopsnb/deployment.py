@@ -136,6 +136,11 @@ class Deployment:
         return self.release.url
 
     @property
+    def grpc(self) -> str | None:
+        """Where gRPC's clients connect, as `HOST:PORT`; None if nothing serves it."""
+        return self.release.grpc
+
+    @property
     def status(self) -> str:
         """`ready`, `starting`, `stopped` (its process is gone), or `deleted`."""
         from mlopsnb.client import Client
@@ -228,6 +233,7 @@ class Deployment:
                 created=now(),
                 state="starting",
                 port=None,
+                grpc_port=current.grpc_port if current else None,
             )
             execute(self._target, self.name, rollout.rolling(release, new), timeout=settings().timeout)
         return self

@@ -184,6 +184,7 @@ def _deployment_rows(deployment: Any) -> list[Row]:
     if url:
         rows += [
             ("url", Code(url)),
+            *([("gRPC", Code(deployment.grpc))] if deployment.grpc else []),
             (
                 "from Python",
                 Code(f"mlopsnb.get({deployment.name!r}, target={deployment.target!r}).predict(X)"),
