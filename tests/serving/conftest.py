@@ -18,6 +18,10 @@ import pytest
 
 from mlopsnb import manifest
 from mlopsnb.records import Signature, TensorSpec
+from mlopsnb.serving.engine import Engine
+from mlopsnb.serving.metrics import Metrics
+from mlopsnb.serving.model import Model, Package
+from mlopsnb.serving.tuning import Options, Plan
 
 AFFINE = '''
 """y = scale * sum(x) + n. Some values of x make trouble, as the tests need it."""
@@ -217,6 +221,11 @@ class Runtime:
     def get(self, path):
         return self.request("GET", path)
 
+    def samples(self, name):
+        """The values in Prometheus' text, by series, of those that begin with *name*."""
+        lines = [x for x in self.get("/metrics").body.decode().splitlines() if x.startswith(name)]
+        return {series: float(value) for series, _, value in (line.rpartition(" ") for line in lines)}
+
     def infer(self, content, headers=None):
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         return self.request("POST", "/v2/models/affine/infer", body, headers)
@@ -283,6 +292,50 @@ def body():
         return {"inputs": [tensor_x, tensor_n], **top}
 
     return make
+
+
+@pytest.fixture
+def gate(tmp_path):
+    """A FIFO: a model that was given it as AFFINE_GATE waits in a request for x = 100 until somebody writes to it."""
+    path = tmp_path / "gate"
+    os.mkfifo(path)
+    return path
+
+
+@pytest.fixture
+def client(body):
+    """Send a request on a connection of its own, leave it waiting, and return the connection."""
+    with contextlib.ExitStack() as stack:
+
+        def send(runtime, rows, path="/v2/models/affine/infer", headers=None):
+            connection = stack.enter_context(contextlib.closing(runtime.connect()))
+            connection.request("POST", path, json.dumps(body(rows)), headers or {})
+            return connection
+
+        yield send
+
+
+@pytest.fixture(scope="session")
+def build_engine():
+    """Make an engine around a callable, as if it was loaded from a package; keywords replace parts of the plan."""
+    plan = Plan(
+        inline=True,
+        instances=1,
+        threads=0,
+        joins=True,
+        max_batch_size=8,
+        inline_rows=100,
+        row_seconds=0.5,
+        forward_seconds=0.001,
+    )
+
+    def build(call, signature, golden, options=None, **changes):
+        made = manifest.Manifest(format="none", signature=signature, files={})
+        package = Package(path=Path(), manifest=made, golden=golden)
+        chosen = replace(plan, **changes)
+        return Engine(package, Model(package, call), chosen, options or Options(), Metrics("m", "1"))
+
+    return build
 
 
 @pytest.fixture
