@@ -291,6 +291,26 @@ class History(_Displayed):
         ]
 
 
+def deployments_html(deployments: tuple[Any, ...]) -> str:
+    """Show a tuple of deployments."""
+    return Listing(deployments)._repr_html_()
+
+
+def deployments_text(deployments: tuple[Any, ...]) -> str:
+    """Show a tuple of deployments as text."""
+    return str(Listing(deployments))
+
+
+def history_html(revisions: tuple[Any, ...]) -> str:
+    """Show a tuple of revisions."""
+    return History(revisions)._repr_html_()
+
+
+def history_text(revisions: tuple[Any, ...]) -> str:
+    """Show a tuple of revisions as text."""
+    return str(History(revisions))
+
+
 class Plan(_Displayed):
     """What a dry run would do, in order."""
 

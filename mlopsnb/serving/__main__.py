@@ -195,7 +195,7 @@ def _serve(args: argparse.Namespace, report: ReadyPipe, sockets: Sockets, seat: 
     name = args.name or (path.name if arguments.NAME.fullmatch(path.name) else "model")
     guarded = guards(args)
     log = _log(args, shared=seat is not None)
-    traces = tracing.from_environment(name, args.version, asked=args.otel)
+    traces = tracing.from_environment(name, args.version, scheme=_scheme(args), asked=args.otel)
     engine = _engine(args, path, name, seat)
     spare = _fallback(args, engine)
     cache_bytes = args.cache_bytes
@@ -337,13 +337,16 @@ def _options(args: argparse.Namespace) -> Options:
     )
 
 
+def _scheme(args: argparse.Namespace) -> str:
+    return "http" if args.tls_certificate is None else "https"
+
+
 def _open(args: argparse.Namespace) -> Sockets:
-    scheme = "http" if args.tls_certificate is None else "https"
     port: int | None = args.port
     if port is None and args.fd is None and args.uds is None and args.control is None:
         port = arguments.DEFAULT_PORT
     return open_sockets(
-        host=args.host, port=port, fd=args.fd, uds=args.uds, control=args.control, scheme=scheme
+        host=args.host, port=port, fd=args.fd, uds=args.uds, control=args.control, scheme=_scheme(args)
     )
 
 
