@@ -119,6 +119,8 @@ def is_open(port):
         socket.create_connection(("127.0.0.1", port), timeout=10).close()
     except ConnectionRefusedError:
         return False
+    except ConnectionResetError:
+        return True  # just being closed
     return True
 
 
