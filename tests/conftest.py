@@ -50,6 +50,7 @@ MISSING = {
         else "no .venv/sigstore; .ci/run shows how it is made"
     ),
     "registry": lambda: "" if shutil.which("docker-registry") else "no docker-registry on the PATH",
+    "skopeo": lambda: "" if shutil.which("skopeo") else "no skopeo on the PATH",
     "triton": partial(_no_client, "triton"),
 }
 """Markers of tests that need more than Python, and what says why that is missing (nothing if it is there).
