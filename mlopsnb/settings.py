@@ -48,6 +48,9 @@ class Settings:
     insecure_registries: str = ""
     """Registries that are spoken to over plain HTTP, comma-separated; those on the loopback interface always are."""
 
+    registry_mirrors: str = ""
+    """Where base images are read from first, `HOST=MIRROR` and comma-separated: `docker.io=harbor.corp/hub-proxy`."""
+
     image_cache_bytes: int = 20_000_000_000
     """How much the layers and environments of past builds may take; the oldest go first."""
 

@@ -9,6 +9,7 @@ What can go wrong while an image is made and brought to where it is needed:
     + RegistryFull         no space or quota for what was sent
     + ManifestRejected     it took the layers but not the image made of them
     + DigestMismatch       what came or arrived is not what was asked for or sent
+    + CredentialsUnreadable  docker's configuration or a credential helper is broken
     + Cancelled            by `Registry.cancel`
   x EngineError            the container engine refused or failed
     + EngineNotRunning
@@ -93,9 +94,9 @@ class NotInRegistry(RegistryError):
 class RegistryFull(RegistryError):
     """No space or quota for what was sent."""
 
-    def __init__(self, host: str, what: str, found: str) -> None:
+    def __init__(self, host: str, doing: str, found: str) -> None:
         super().__init__(
-            f"the registry {host} has no room for {what}: {found}",
+            f"the registry {host} has no room left to {doing}: {found}",
             hint="free space or raise the quota there, or raise the body limit of the proxy before it (413)",
         )
 
@@ -117,6 +118,16 @@ class DigestMismatch(RegistryError):
         super().__init__(
             f"{where}: {what} should be {wanted}, found {found}",
             hint="a proxy or mirror on the way changes what it passes on; try without it",
+        )
+
+
+class CredentialsUnreadable(RegistryError):
+    """Docker's configuration or a credential helper is broken."""
+
+    def __init__(self, where: str, found: str) -> None:
+        super().__init__(
+            f"the credentials in {where} cannot be read: {found}",
+            hint="repair it, or log in anew with docker login",
         )
 
 
