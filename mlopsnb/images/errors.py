@@ -14,6 +14,7 @@ What can go wrong while an image is made and brought to where it is needed:
   x EngineError            the container engine refused or failed
     + EngineNotRunning
     + EngineForbidden      it runs, but its socket is not ours to use
+    + EngineFull           no space on its disk
   x LayoutError            an OCI layout that cannot be read or written
   x DiskFull               no space here
   x UnsuitableBase         the base image cannot carry the environment
@@ -159,6 +160,16 @@ class EngineForbidden(EngineError):
         super().__init__(
             f"no permission to use the container engine at {where}",
             hint="add the user to the group docker and log in again, or give registry=… or output=…: neither needs an engine",
+        )
+
+
+class EngineFull(EngineError):
+    """No space on the engine's disk."""
+
+    def __init__(self, found: str) -> None:
+        super().__init__(
+            f"the container engine has no room for the image: {found}",
+            hint="docker system df shows what takes its space; docker image prune removes images without a name",
         )
 
 
