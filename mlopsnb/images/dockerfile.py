@@ -145,9 +145,9 @@ def _final(plan: ImagePlan) -> Iterator[str]:
     for layer in plan.layers:
         name = names.get(id(layer), "")
         if layer.kind == "bytecode":
-            yield f"COPY --from=check {_BYTECODE}/ /"
+            yield f"COPY --from=check --chown=0:0 {_BYTECODE}/ /"
         elif layer.kind in ("wheel", "dependencies"):
-            yield f"COPY --from={CACHED_STAGE} {BUILD}/layers/{name}/ /"
+            yield f"COPY --from={CACHED_STAGE} --chown=0:0 {BUILD}/layers/{name}/ /"
         else:
             yield f"COPY {name}/ /{ROOT}/"
     yield from _environment(plan)

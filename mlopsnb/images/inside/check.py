@@ -20,14 +20,13 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from mlopsnb import manifest
+from mlopsnb import manifest, parity
 from mlopsnb.serving import v2
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
 SECONDS = 300
 _LENGTH = "Inference-Header-Content-Length"
-_TOLERANCE = 1e-4
 
 
 def main(out: Path, package: Path, command: list[str]) -> None:
@@ -80,17 +79,9 @@ def ask(url: str, inputs: Arrays) -> Arrays:
 
 def compare(wanted: Arrays, found: Arrays, package: Path) -> None:
     """Exit unless the answers are those of the original, within the tolerance that its export was held to."""
-    parity = manifest.read(package).parity
-    tolerance = max(parity.tolerance if parity else 0.0, _TOLERANCE)
-    for name, original in wanted.items():
-        if original.dtype.kind != "f":
-            same = np.array_equal(original, found[name])
-        else:
-            finite = np.abs(original[np.isfinite(original)])
-            near = tolerance * float(finite.mean() if finite.size else 0.0) + 1e-8
-            same = np.allclose(found[name], original, rtol=tolerance, atol=near, equal_nan=True)
-        if not same:
-            sys.exit(f"output {name!r} of the golden example differs from the original model's")
+    proof = manifest.read(package).parity
+    if wrong := parity.failure(parity.compare(wanted, found, tolerance=proof.tolerance if proof else None)):
+        sys.exit(f"the model answers otherwise than it was exported with: {wrong.message}")
 
 
 def imported(prefix: Path) -> list[Path]:
