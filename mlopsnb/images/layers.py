@@ -123,7 +123,7 @@ def _blocks(source: Spliced, tell: _Teller) -> Iterator[memoryview]:
     with opened(source) as file:
         while True:
             block = memoryview(bytearray(BLOCK))
-            count = file.readinto(block)  # type: ignore[attr-defined]
+            count = file.readinto(block)
             tell(count)
             yield block[:count]
             if count < BLOCK:

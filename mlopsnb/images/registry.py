@@ -36,6 +36,7 @@ from mlopsnb.settings import settings
 if TYPE_CHECKING:
     import httpx
 
+    from mlopsnb.images.blobs import Source
     from mlopsnb.images.credentials import Credentials
     from mlopsnb.images.plan import Descriptor
 
@@ -223,7 +224,7 @@ class Registry:
         self,
         repository: str,
         blob: Descriptor,
-        source: Path | bytes,
+        source: Source,
         *,
         from_repository: str = "",
         on_bytes: OnBytes | None = None,
