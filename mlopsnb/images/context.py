@@ -80,10 +80,10 @@ def _scripts() -> Iterator[Entry]:
 
 
 def _lists(plan: ImagePlan, lock: str) -> Iterator[Entry]:
-    """Yield what `assemble.py` reads: of each layer of wheels, its files in site-packages."""
+    """Yield what `assemble.py` reads: of each layer of wheels, its files in site-packages and their modes."""
     site = f"{site_packages(plan.lock.python)}/"
     for name, layer in dockerfile.installed(plan).items():
-        lines = [lock, *sorted(entry.path.removeprefix(site) for entry in layer.entries)]
+        lines = [lock, *sorted(f"{entry.path.removeprefix(site)}\t{entry.mode:o}" for entry in layer.entries)]
         yield Entry(path=f"lists/{name}.txt", source="".join(f"{line}\n" for line in lines).encode())
 
 

@@ -79,12 +79,23 @@ def _written(engine: BuildEngine, plan: ImagePlan, built: str, to: Destination) 
         events.step("upload", str(to.path)) as told,
         tempfile.TemporaryDirectory(prefix=".mlopsnb-", dir=to.path.parent) as place,
     ):
-        manifest = layout.Layout(Path(place)).manifest(engine.export(built, Path(place)))
-        blobs = {f"sha256:{p.name}": p for p in (Path(place) / "blobs" / "sha256").iterdir()}
+        here = Path(place) / "image"
+        digest = engine.export(built, here)
+        manifest = layout.Layout(here).manifest(digest)
+        blobs = {f"sha256:{p.name}": p for p in (here / "blobs" / "sha256").iterdir()}
         del blobs[manifest.digest]
         written = write(to.path, manifest, blobs, name=name)
         told.result = f"{to.path} ({written / 1e6:.1f} MB)"
-        return _record(engine, plan, built, to, tagged=f"{to.path}:{name}", manifest=manifest, sent=written)
+        transport = "oci" if to.place == "layout" else "oci-archive"
+        return _record(
+            engine,
+            plan,
+            built,
+            to,
+            tagged=f"{transport}:{to.path}:{plan.tag}",
+            manifest=manifest,
+            sent=written,
+        )
 
 
 class _PushLog:

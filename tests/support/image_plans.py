@@ -50,19 +50,31 @@ def make_environment(place):
     """Bring the wheels that the package and the server need, unpack them, and say what is in each."""
     wheels, tree = place / "wheels", place / "site-packages"
     wanted = [f"{name}=={version(name)}" for name in ROOTS]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary", ":all:", "--dest", str(wheels)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--only-binary",
+        ":all:",
+        "--dest",
+        str(wheels),
+    ]
     subprocess.run([*command, *wanted], check=True, capture_output=True)
     packages, locked = {}, []
     for wheel in sorted(wheels.iterdir()):
         name, number = wheel.name.split("-")[:2]
         name = name.replace("_", "-").lower()
         locked.append(
-            LockedPackage(name=name, version=number, filename=wheel.name, sha256=_digest(wheel), url=wheel.as_uri())
+            LockedPackage(
+                name=name, version=number, filename=wheel.name, sha256=_digest(wheel), url=wheel.as_uri()
+            )
         )
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(tree)
-            files = [item.filename for item in archive.infolist() if _is_wanted(item)]
-        packages[name] = tuple(_file(tree / path, path) for path in files)
+            files = [item for item in archive.infolist() if _is_wanted(item)]
+        packages[name] = tuple(_file(tree / item.filename, item) for item in files)
     lock = Lock(python=PYTHON, platform="linux/amd64", packages=tuple(sorted(locked, key=lambda p: p.name)))
     return SimpleNamespace(lock=lock, root=tree, packages=packages)
 
@@ -72,8 +84,9 @@ def _is_wanted(item):
     return not unwanted and not item.filename.endswith((".pyi", ".h", "RECORD"))
 
 
-def _file(path, name):
-    return File(path=name, source=path, size=path.stat().st_size, sha256=_digest(path))
+def _file(path, item):
+    mode = 0o755 if item.external_attr >> 16 & 0o100 else 0o644
+    return File(path=item.filename, source=path, size=item.file_size, sha256=_digest(path), mode=mode)
 
 
 def _digest(path):
