@@ -240,9 +240,9 @@ def _own_layer(file: File, path: str) -> Layer:
 def _layer(
     kind: Kind, name: str, files: Iterable[File], links: Sequence[Entry] = (), *, compress: bool = True
 ) -> Layer:
-    found = [replace(f, mode=0o755 if f.mode & 0o111 else 0o644) for f in files]
-    entries = [*(Entry(path=f.path, source=f.source, mode=f.mode) for f in found), *links]
-    lines = [f"{f.path}\0{f.mode:o}\0{f.sha256}\n" for f in found]
+    found = list(files)
+    entries = [*(Entry(path=f.path, source=f.source, mode=_mode(f)) for f in found), *links]
+    lines = [f"{f.path}\0{_mode(f):o}\0{f.sha256}\n" for f in found]
     lines += [f"{link.path}\0link\0{link.link}\n" for link in links]
     for entry in entries:
         _check(entry.path)
@@ -254,6 +254,10 @@ def _layer(
         compress=compress,
         size=sum(f.size for f in found),
     )
+
+
+def _mode(file: File) -> int:
+    return 0o755 if file.mode & 0o111 else 0o644
 
 
 def _check(path: str) -> None:
@@ -281,16 +285,13 @@ def _each_once(layers: Iterable[Layer]) -> tuple[Layer, ...]:
                     hint="rename a local module that is called like an installed package, or leave out one of the two",
                 )
             owner[entry.path] = layer.name
-            directories.update(parents(entry.path))
+            above = entry.path.rpartition("/")[0]
+            while above and above not in directories:
+                directories.add(above)
+                above = above.rpartition("/")[0]
     if both := sorted(directories & owner.keys()):
         raise BuildError(f"/{both[0]} would be a file ({owner[both[0]]}) and a directory in the image")
     return kept
-
-
-def parents(path: str) -> list[str]:
-    """Return the directories above *path*, the outermost first."""
-    ends = [i for i, letter in enumerate(path) if letter == "/"]
-    return [path[:end] for end in ends]
 
 
 def _config(base: Base, name: str, version: str, labels: Mapping[str, str]) -> dict[str, Any]:

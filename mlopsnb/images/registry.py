@@ -28,7 +28,7 @@ from mlopsnb.images.errors import (
     storing,
 )
 from mlopsnb.images.references import parse_registry
-from mlopsnb.images.tokens import pull, push
+from mlopsnb.images.tokens import Scopes, pull, push
 from mlopsnb.images.uploads import Upload
 from mlopsnb.images.wire import Answer, Wire, is_loopback, said
 from mlopsnb.settings import settings
@@ -168,8 +168,14 @@ class Registry:
         return Manifest(answer.data, _media_type(answer), found)
 
     def digest(self, repository: str, ref: str) -> str | None:
-        """Return the digest of a manifest by one HEAD request; None if there is none."""
-        answer = self._get("HEAD", f"{repository}/manifests/{ref}", repository, accept=_ACCEPTED)
+        """Return the digest of a manifest by one HEAD request; None if there is none.
+
+        None also if we are not allowed to see it: many registries say so of a repository that is still to be made.
+        """
+        try:
+            answer = self._get("HEAD", f"{repository}/manifests/{ref}", repository, accept=_ACCEPTED)
+        except Unauthorized:
+            return None
         if answer.status == 404:
             return None
         if found := answer.headers.get("docker-content-digest"):
@@ -179,7 +185,7 @@ class Registry:
 
     def has(self, repository: str, digest: str) -> bool:
         """Say whether the repository has the blob, by one HEAD request."""
-        return self._get("HEAD", f"{repository}/blobs/{digest}", repository).status == 200
+        return self._has(repository, digest, pull(repository))
 
     def blob(self, repository: str, blob: Descriptor, *, on_bytes: OnBytes | None = None) -> Iterator[bytes]:
         """Yield a blob in order, going on where a connection broke off.
@@ -233,7 +239,7 @@ class Registry:
 
         `RegistryFull` if there is no room, `DigestMismatch` if what arrived is not the blob.
         """
-        if self.has(repository, blob.digest):
+        if self._has(repository, blob.digest, push(repository)):
             return "there"
         session = self._mount(repository, blob.digest, from_repository) if from_repository else None
         if session is not None and session.status == 201:
@@ -288,6 +294,11 @@ class Registry:
     def _sources(self, repository: str) -> list[pulls.Source]:
         mirrors = [(m.registry._wire, _join(m.namespace, repository)) for m in self._mirrors]
         return [*mirrors, (self._wire, repository)]
+
+    def _has(self, repository: str, digest: str, scopes: Scopes) -> bool:
+        url = self._wire.url(f"{repository}/blobs/{digest}")
+        doing = f"look for a blob in {repository}"
+        return self._wire.call("HEAD", url, scopes=scopes, doing=doing, expect=(200, 404)).status == 200
 
     def _get(self, method: str, path: str | httpx.URL, repository: str, *, accept: str = "*/*") -> Answer:
         url = self._wire.url(path) if isinstance(path, str) else path

@@ -7,7 +7,7 @@ import os
 from types import SimpleNamespace
 
 import pytest
-from image_plans import make_environment, make_package, make_plan
+from served_plans import make_parts
 
 from mlopsnb import plugins
 from mlopsnb.images.image import Destination
@@ -19,19 +19,10 @@ LABELS = {"test.odd": "quotes \" and ' and \\, $HOME, # and ünïcode"}
 def parts(tmp_path_factory, base_image):
     """Return a function that makes a plan of another name, always of the same parts."""
     place = tmp_path_factory.mktemp("image-parts")
-    package, environment = make_package(place / "package"), make_environment(place)
-
-    def plan(name):
-        return make_plan(
-            name,
-            package=package,
-            environment=environment,
-            base_image=base_image,
-            cache=place / "store",
-            labels=LABELS,
-        )
-
-    return plan
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLOPSNB_CACHE_DIR", str(place))
+        found = make_parts(place, base_image)
+    return lambda name: found.plan(name, LABELS)
 
 
 @pytest.fixture(scope="session", params=sorted(plugins.available("builder")))

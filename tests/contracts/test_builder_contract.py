@@ -17,7 +17,7 @@ import grpc
 import httpx
 import numpy as np
 import pytest
-from image_plans import EXAMPLE, WEIGHTS
+from served_plans import EXAMPLE, WEIGHTS
 
 from mlopsnb import events
 from mlopsnb.client import Client

@@ -1,111 +1,119 @@
-"""A plan of a small but whole serving image, for tests that build it for real."""
+"""Small plans, and the bases they stand on, for tests of builders."""
 
 from __future__ import annotations
 
+import gzip
 import hashlib
-import subprocess
-import sys
-import zipfile
-from importlib.metadata import version
-from pathlib import Path
-from types import SimpleNamespace
+import io
+import json
+import os
+import tarfile
 
-import numpy as np
+from fake_registry import blob_of
 
-from mlopsnb import manifest
-from mlopsnb.images import base, contents
-from mlopsnb.images.cache import Store
+from mlopsnb.images.environment import Bytecode, Environment, InstalledFile
 from mlopsnb.images.lock import Lock, LockedPackage
 from mlopsnb.images.plan import File
-from mlopsnb.images.planning import plan_image
+from mlopsnb.images.planning import data_file, plan_image
+from mlopsnb.images.registry import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
 
-PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
-ROOTS = (
-    *("grpcio", "httptools", "msgspec", "numpy", "onnxruntime", "orjson", "prometheus-client", "protobuf"),
-    *("pysimdjson", "uvicorn", "uvloop"),
-)
-WEIGHTS = np.arange(8, dtype="float32").reshape(4, 2)
-EXAMPLE = np.ones((3, 4), "float32")
+LAYER = "application/vnd.docker.image.rootfs.diff.tar.gzip"
+PYTHON = {"usr/bin/python3.11": b"\x7fELF", "usr/bin/python3": "python3.11", "etc/os-release": b"ID=debian"}
+OFFICIAL = ("PATH=/usr/local/bin:/usr/bin", "GPG_KEY=A0", "PYTHON_VERSION=3.11.9")
 
 
-def make_package(into):
-    """Export `x @ WEIGHTS` as an ONNX package."""
-    import onnx
-
-    from mlopsnb.flow import export
-
-    make, kind = onnx.helper, onnx.TensorProto.FLOAT
-    graph = make.make_graph(
-        [make.make_node("MatMul", ["x", "w"], ["y"])],
-        "g",
-        [make.make_tensor_value_info("x", kind, ["n", 4])],
-        [make.make_tensor_value_info("y", kind, ["n", 2])],
-        [onnx.numpy_helper.from_array(WEIGHTS, "w")],
-    )
-    model = make.make_model(graph, opset_imports=[make.make_opsetid("", 20)], ir_version=10)
-    return export(model, EXAMPLE, into=into).path
+def tar_of(files):
+    """Return a gzipped tar: bytes are a file, a text is a link, None a directory."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            if isinstance(content, bytes):
+                info.size = len(content)
+            else:
+                info.type = tarfile.DIRTYPE if content is None else tarfile.SYMTYPE
+                info.linkname = content or ""
+            archive.addfile(info, io.BytesIO(content) if isinstance(content, bytes) else None)
+    return gzip.compress(out.getvalue(), mtime=0)
 
 
-def make_environment(place):
-    """Bring the wheels that the package and the server need, unpack them, and say what is in each."""
-    wheels, tree = place / "wheels", place / "site-packages"
-    wanted = [f"{name}=={version(name)}" for name in ROOTS]
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--only-binary",
-        ":all:",
-        "--dest",
-        str(wheels),
-    ]
-    subprocess.run([*command, *wanted], check=True, capture_output=True)
-    packages, locked = {}, []
-    for wheel in sorted(wheels.iterdir()):
-        name, number = wheel.name.split("-")[:2]
-        name = name.replace("_", "-").lower()
-        locked.append(
-            LockedPackage(
-                name=name, version=number, filename=wheel.name, sha256=_digest(wheel), url=wheel.as_uri()
-            )
-        )
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(tree)
-            files = [item for item in archive.infolist() if _is_wanted(item)]
-        packages[name] = tuple(_file(tree / item.filename, item) for item in files)
-    lock = Lock(python=PYTHON, platform="linux/amd64", packages=tuple(sorted(locked, key=lambda p: p.name)))
-    return SimpleNamespace(lock=lock, root=tree, packages=packages)
+def put_base(fake, *layers, env=("PATH=/usr/bin",), machine="amd64", repository="library/base", **config):
+    """Give the fake registry a base image of these *layers*, as files; return the digest of its manifest."""
+    blobs = [tar_of(files) for files in layers]
+    diff_ids = [f"sha256:{hashlib.sha256(gzip.decompress(b)).hexdigest()}" for b in blobs]
+    said = {
+        "architecture": machine,
+        "os": "linux",
+        "config": {"Env": list(env), "Labels": {"vendor": "base"}},
+        "rootfs": {"type": "layers", "diff_ids": diff_ids},
+        **config,
+    }
+    data = json.dumps(said).encode()
+    for blob in (data, *blobs):
+        fake.blobs[repository, blob_of(blob).digest] = blob
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": DOCKER_MANIFEST,
+        "config": _listed(data, "application/vnd.docker.container.image.v1+json"),
+        "layers": [_listed(blob, LAYER) for blob in blobs],
+    }
+    return put_manifest(fake, manifest, repository)
 
 
-def _is_wanted(item):
-    unwanted = item.is_dir() or ".data/" in item.filename or "/tests/" in item.filename
-    return not unwanted and not item.filename.endswith((".pyi", ".h", "RECORD"))
+def put_index(fake, *entries, repository="library/base"):
+    """Give the fake registry an index of (platform, digest) pairs under the tag `1`."""
+    manifests = []
+    for platform, digest in entries:
+        names = dict(zip(("os", "architecture", "variant"), platform.split("/"), strict=False))
+        manifests.append({"mediaType": OCI_MANIFEST, "digest": digest, "size": 1, "platform": names})
+    index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests}
+    return put_manifest(fake, index, repository)
 
 
-def _file(path, item):
-    mode = 0o755 if item.external_attr >> 16 & 0o100 else 0o644
-    return File(path=item.filename, source=path, size=item.file_size, sha256=_digest(path), mode=mode)
+def put_manifest(fake, manifest, repository):
+    data = json.dumps(manifest).encode()
+    digest = blob_of(data).digest
+    for ref in ("1", digest):
+        fake.manifests[repository, ref] = (data, manifest["mediaType"])
+    return digest
 
 
-def _digest(path):
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _listed(blob, media_type):
+    return {"mediaType": media_type, "digest": blob_of(blob).digest, "size": len(blob)}
 
 
-def make_plan(name, *, package, environment, base_image, cache, labels=None):
-    """Plan the image of *package*; *base_image* is looked up."""
-    found = base.inspect(base_image, platform="linux/amd64", python=PYTHON, store=Store(cache))
+def environment(root, **wheels):
+    """Write an environment of *wheels* (name: size in bytes) to *root*."""
+    packages = {}
+    for name, size in wheels.items():
+        data = hashlib.shake_128(name.encode()).digest(size)
+        (root / name).mkdir(parents=True, exist_ok=True)
+        (root / name / "__init__.py").write_bytes(data)
+        packages[name] = (InstalledFile(f"{name}/__init__.py", size, hashlib.sha256(data).hexdigest()),)
+    locked = [LockedPackage(name=n, version="1.0", filename="", sha256="00") for n in sorted(wheels)]
+    lock = Lock(python="3.11", platform="linux/amd64", packages=tuple(locked))
+    return Environment(lock=lock, root=root, packages=packages)
+
+
+def a_plan(place, base, *, weights=b"weights", version="3", wheels=None, large=0):
+    """Plan an image of a package in *place* with these *weights*; *large* bytes of them lie in a file of their own."""
+    model = place / "package" / "model"
+    model.mkdir(parents=True, exist_ok=True)
+    files = [data_file("model.json", b"{}"), data_file("model/w.bin", weights)]
+    if large:
+        data = os.urandom(large)
+        (model / "large.bin").write_bytes(data)
+        digest = hashlib.sha256(data).hexdigest()
+        # It says that it is larger than it is, so that tests need no 64 MB.
+        files.append(File(path="model/large.bin", source=model / "large.bin", size=64 << 20, sha256=digest))
     return plan_image(
-        name=name,
-        version="3",
-        base=found,
-        environment=environment,
-        bytecode=SimpleNamespace(files={"numpy/__pycache__/none.cpython-311.pyc": b"stands for bytecode"}),
-        runtime=contents.runtime_files(),
-        package=Path(package),
-        package_digest=manifest.read(package).digest,
-        files=contents.package_files(Path(package)),
-        labels=labels,
+        name="fraud",
+        version=version,
+        base=base,
+        environment=environment(place / "site", **(wheels or {"numpy": 3000, "torch": 9000})),
+        bytecode=Bytecode(files={"numpy/__pycache__/__init__.cpython-311.pyc": b"pyc"}),
+        runtime=(data_file("mlopsnb/__init__.py", b"server"),),
+        package=place / "package",
+        package_digest="sha256:00",
+        files=files,
     )

@@ -219,11 +219,11 @@ def test_help(run, ip):
 def test_settings(run, monkeypatch):
     monkeypatch.setattr("mlopsnb.settings._session", {})
     result, _ = run("%mlopsnb set timeout={t} status=off", t=30)
-    assert "timeout    30.0" in str(result.result)
-    assert "status     off" in str(result.result)
+    assert "timeout 30.0" in " ".join(str(result.result).split())
+    assert "status off" in " ".join(str(result.result).split())
     result, _ = run("%mlopsnb set timeout= status=")
     assert str(result.result) == str(run("%mlopsnb settings")[0].result)
-    assert "timeout    600.0" in str(result.result)
+    assert "timeout 600.0" in " ".join(str(result.result).split())
 
 
 @pytest.mark.parametrize(

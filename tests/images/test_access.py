@@ -35,7 +35,9 @@ def test_one_token_serves_many_requests(closed, client):
     registry = client(closed.host, credentials=known(ME))
     for data in (b"a", b"b", b"c"):
         registry.upload("team/a", blob_of(data), data)
-    assert len(closed.sent("GET", "/token")) == 2  # to look, and to push
+    assert len(closed.sent("GET", "/token")) == 1
+    registry.mount("team/b", blob_of(b"a").digest, "team/a")
+    assert len(closed.sent("GET", "/token")) == 2
 
 
 def test_an_expired_token_is_replaced_without_a_word(closed, client):
@@ -107,6 +109,11 @@ def test_a_wrong_password_is_said_and_not_shown(closed, client, kind):
     assert "docker login" in str(caught.value)
     assert "s3cret" not in str(caught.value) + repr(wrong)
     assert len(closed.requests) < 6
+
+
+def test_what_may_not_be_seen_is_not_there_yet(closed, client):
+    closed.rights = {"team/new": set()}
+    assert client(closed.host, credentials=known(ME)).digest("team/new", "v1") is None
 
 
 def test_no_right_to_push(closed, client):
