@@ -127,9 +127,7 @@ def _files(root: Path, trash: Path) -> dict[str, tuple[InstalledFile, ...]]:
         )
     _settle(root, records)
     return {
-        name: tuple(
-            InstalledFile(path, *_size(there[path], digest)) for path, digest in sorted(files.items())
-        )
+        name: tuple(InstalledFile(path, *_size(there[path], digest)) for path, digest in sorted(files.items()))
         for name, files in sorted(records.items())
     }
 

@@ -13,9 +13,7 @@ from typing import Any
 
 from mlopsnb.images.environment.tools import clean
 
-_INSTALLED = re.compile(
-    r"(?P<name>[A-Za-z0-9][\w.]*?)-(?P<version>[0-9][\w.+!]*?)(?:-py[0-9.]+)?\.(?:dist|egg)-info"
-)
+_INSTALLED = re.compile(r"(?P<name>[A-Za-z0-9][\w.]*?)-(?P<version>[0-9][\w.+!]*?)(?:-py[0-9.]+)?\.(?:dist|egg)-info")
 """`NAME-VERSION.dist-info`, https://packaging.python.org/specifications/recording-installed-packages; eggs are older."""
 
 

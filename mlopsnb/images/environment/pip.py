@@ -88,18 +88,7 @@ def install(lock: Lock, into: Path, env: Mapping[str, str], on_line: Callable[[s
     wheels = into.parent / "lock.txt"
     wheels.write_text(lock.text, encoding="utf-8")
     command = [
-        *(
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--target",
-            into,
-            "-r",
-            wheels,
-            "--no-deps",
-            "--require-hashes",
-        ),
+        *(sys.executable, "-m", "pip", "install", "--target", into, "-r", wheels, "--no-deps", "--require-hashes"),
         *("--no-compile", "--no-warn-script-location", *_COMMON),
         *(("--extra-index-url", _CPU_INDEX) if any(_CPU_INDEX in p.url for p in lock.packages) else ()),
     ]

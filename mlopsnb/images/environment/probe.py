@@ -101,13 +101,7 @@ def _dumped(code: CodeType) -> bytes:
         item = left.pop()
         held.append(item)
         if isinstance(item, CodeType):
-            left += [
-                item.co_name,
-                item.co_qualname,
-                item.co_filename,
-                item.co_linetable,
-                item.co_exceptiontable,
-            ]
+            left += [item.co_name, item.co_qualname, item.co_filename, item.co_linetable, item.co_exceptiontable]
             left += [*item.co_names, *item.co_varnames, *item.co_cellvars, *item.co_freevars, *item.co_consts]
         elif isinstance(item, (tuple, frozenset)):
             left += item
@@ -181,19 +175,7 @@ def _serve(package: str) -> dict[str, str]:
     thread.start()
     server.main(
         [
-            *(
-                package,
-                "--host",
-                "127.0.0.1",
-                "--port",
-                "0",
-                "--grpc-port",
-                "0",
-                "--workers",
-                "1",
-                "--name",
-                "model",
-            ),
+            *(package, "--host", "127.0.0.1", "--port", "0", "--grpc-port", "0", "--workers", "1", "--name", "model"),
             *("--ready-fd", str(write_end), "--request-timeout", _LONG, "--drain-seconds", "1"),
             *("--max-body-bytes", "2GB"),
         ]
@@ -247,9 +229,7 @@ def _ask_otherwise(url: str, few: Mapping[str, Any]) -> dict[str, str]:
     from mlopsnb.serving import v2
     from mlopsnb.serving.errors import BadRequest
 
-    requests: list[tuple[str, bytes | None]] = [
-        (path, None) for path in ("/ready", "/metrics", "/v2/models/model")
-    ]
+    requests: list[tuple[str, bytes | None]] = [(path, None) for path in ("/ready", "/metrics", "/v2/models/model")]
     try:
         message = json.loads(v2.encode_request(few))
     except BadRequest:  # JSON has no infinity

@@ -128,9 +128,7 @@ class Proof:
         if (lock.platform, lock.python) == (here(), minor()):
             return None
         note = f"an environment for {lock.platform} and Python {lock.python} cannot be run here: the model was not loaded"
-        return Bytecode(
-            files={}, notes=(f"{note} from it before it was packed, and no modules are compiled",)
-        )
+        return Bytecode(files={}, notes=(f"{note} from it before it was packed, and no modules are compiled",))
 
     def _kept(self) -> Bytecode | None:
         used = self._store.note("proofs", self._proof_key)
@@ -175,9 +173,7 @@ class Proof:
         env = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         env |= {"HOME": home, "TMPDIR": home, "LANG": "C.UTF-8"}
         return Tool(
-            (self._python, "-I", "-S", probe.__file__, self._scratch / "config.json"),
-            env=env,
-            cwd=self._scratch,
+            (self._python, "-I", "-S", probe.__file__, self._scratch / "config.json"), env=env, cwd=self._scratch
         )
 
     def _finish(self, done: Done) -> Bytecode:
@@ -247,6 +243,5 @@ def _crashed(done: Done) -> Incomplete:
         how = f"was ended by {signal.Signals(-done.status).name}"
     hint = "is there memory enough for a second copy of the model?" if done.status == -signal.SIGKILL else ""
     return Incomplete(
-        f"the process that served the model from the environment meant for its image {how}: {last[-800:]}",
-        hint=hint,
+        f"the process that served the model from the environment meant for its image {how}: {last[-800:]}", hint=hint
     )
