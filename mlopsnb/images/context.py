@@ -35,7 +35,7 @@ PUBLIC = "https://files.pythonhosted.org/"
 _PIECE = 1 << 20
 _OURS = re.compile(
     r"Dockerfile|README\.md|\.dockerignore|requirements\.txt|wheels|scripts|lists"
-    r"|(environment|runtime|metadata|weights|kept-out)(-\d+)?"
+    r"|environment|runtime|metadata|(weights|kept-out)-\d+"
 )
 """The names that an export writes."""
 

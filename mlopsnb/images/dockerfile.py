@@ -11,6 +11,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from mlopsnb.errors import BuildError, UserError
@@ -42,8 +43,8 @@ def installed(plan: ImagePlan) -> dict[str, Layer]:
 def copied(plan: ImagePlan) -> dict[str, Layer]:
     """Return the layers whose files come along, by their directory in the context; it stands for `/opt/mlopsnb`."""
     layers = [layer for layer in plan.layers if layer.kind not in ("wheel", "dependencies", "bytecode")]
-    alone = {kind for kind in (x.kind for x in layers) if sum(x.kind == kind for x in layers) == 1}
-    return {x.kind if x.kind in alone else f"{x.kind}-{n}": x for n, x in enumerate(layers, 1)}
+    weights = (f"weights-{n}" for n in count(1))
+    return {next(weights) if layer.kind == "weights" else layer.kind: layer for layer in layers}
 
 
 def kept_out(plan: ImagePlan) -> dict[str, Layer]:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mlopsnb import manifest
 from mlopsnb.images import base, contents
 from mlopsnb.images.cache import Store
-from mlopsnb.images.environment import Bytecode, Environment
 from mlopsnb.images.environment.install import install
 from mlopsnb.images.environment.locking import resolve
 from mlopsnb.images.environment.prove import prove
 from mlopsnb.images.environment.roots import roots
 from mlopsnb.images.planning import plan_image
+
+if TYPE_CHECKING:
+    from mlopsnb.images.environment import Bytecode, Environment
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 PLATFORM = "linux/amd64"
