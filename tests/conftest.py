@@ -11,6 +11,7 @@ from functools import cache, partial
 from pathlib import Path
 
 import pytest
+from built_images import fresh, parts
 from surroundings import Kubectl, docker_registry
 
 from mlopsnb.targets.process import Process
@@ -39,6 +40,8 @@ def _no_client(name: str) -> str:
         return ""
     return f"no .venv/{name}; .ci/run shows how it is made"
 
+
+__all__ = ["fresh", "parts"]
 
 MISSING = {
     "browser": _no_browser,

@@ -17,7 +17,9 @@ import grpc
 import httpx
 import numpy as np
 import pytest
+from built_images import leftovers
 from served_plans import EXAMPLE, WEIGHTS
+from surroundings import restricted_pod
 
 from mlopsnb import events
 from mlopsnb.client import Client
@@ -180,7 +182,7 @@ def ask_grpc(address, model):
 @pytest.mark.cluster
 def test_it_runs_as_a_pod_of_the_restricted_kind(built, cluster):
     name = f"{built.plan.repository}-pod"
-    with cluster.pod(name, pod(built.image.reference)):
+    with cluster.pod(name, restricted_pod(built.image.reference)):
         cluster("wait", "--for=condition=Ready", f"pod/{name}", "--timeout=120s")
         with (
             cluster.forwarded(name, 8080) as port,
@@ -188,30 +190,6 @@ def test_it_runs_as_a_pod_of_the_restricted_kind(built, cluster):
         ):
             np.testing.assert_allclose(client.infer({"x": EXAMPLE})["y"], EXAMPLE @ WEIGHTS, rtol=1e-6)
         assert "/infer" in cluster("logs", name)
-
-
-def pod(image):
-    """Return a pod as the Pod Security Standard `restricted` demands it, with a root that cannot be written to.
-
-    Source: https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted.
-    """
-    return {
-        "automountServiceAccountToken": False,
-        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
-        "containers": [
-            {
-                "name": "model",
-                "image": image,
-                "imagePullPolicy": "IfNotPresent",
-                "securityContext": {
-                    "allowPrivilegeEscalation": False,
-                    "capabilities": {"drop": ["ALL"]},
-                    "readOnlyRootFilesystem": True,
-                },
-                "readinessProbe": {"httpGet": {"path": "/ready", "port": 8080}, "periodSeconds": 1},
-            }
-        ],
-    }
 
 
 @pytest.mark.skopeo
@@ -283,29 +261,6 @@ def interrupt_at(step):
             signal.raise_signal(signal.SIGINT)
 
     return report
-
-
-def leftovers(engine):
-    """Images without a name, and containers, that a build has left for somebody to clear up."""
-    dangling = [image["Id"] for image in engine.api.images(filters={"dangling": True})]
-    containers = engine.api.containers(all=True)
-    return (
-        {image for image in dangling if any(is_of_a_build(how) for how in history(engine, image))},
-        {container["Id"] for container in containers if is_of_a_build(container["Command"])},
-    )
-
-
-def history(engine, image):
-    import docker
-
-    try:
-        return [step["CreatedBy"] for step in engine.api.history(image)]
-    except docker.errors.NotFound:  # somebody else's, and gone
-        return []
-
-
-def is_of_a_build(command):
-    return "/build/" in command or "/opt/mlopsnb" in command
 
 
 def test_nothing_is_left_beside_the_image(make_builder, fresh, engine, registry):

@@ -81,6 +81,30 @@ class Kubectl:
                 process.terminate()
 
 
+def restricted_pod(image):
+    """Return a pod as the Pod Security Standard `restricted` demands it, with a root that cannot be written to.
+
+    Source: https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted.
+    """
+    return {
+        "automountServiceAccountToken": False,
+        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        "containers": [
+            {
+                "name": "model",
+                "image": image,
+                "imagePullPolicy": "IfNotPresent",
+                "securityContext": {
+                    "allowPrivilegeEscalation": False,
+                    "capabilities": {"drop": ["ALL"]},
+                    "readOnlyRootFilesystem": True,
+                },
+                "readinessProbe": {"httpGet": {"path": "/ready", "port": 8080}, "periodSeconds": 1},
+            }
+        ],
+    }
+
+
 def _run(*words, stdin=None):
     done = subprocess.run(["kubectl", *words], input=stdin, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, f"kubectl {' '.join(words)}: {done.stderr}"
