@@ -30,6 +30,8 @@ FILE = "model.pt"
 _OPTIMIZE = "mlopsnb_optimize"
 """A file within `model.pt`: whether the optimized model was proven, as the export is, to equal the original."""
 
+_FEW_ROWS = 64
+
 
 class TorchScript:
     """Format `torchscript`: one file, `model.pt`, as `torch.jit.save` writes it."""
@@ -74,7 +76,7 @@ class TorchScript:
         def first(inputs: Tensors) -> Tensors:
             nonlocal chosen
             outputs = plain(inputs)
-            chosen = _optimized(module, plain, names, _probes(inputs, signature)) or plain
+            chosen = _faster(module, plain, names, _probes(inputs, signature)) or plain
             return outputs
 
         chosen = first
@@ -88,23 +90,44 @@ def _probes(inputs: Tensors, signature: Signature) -> list[Tensors]:
     return [inputs, *({name: a[:rows] for name, a in inputs.items()} for rows in (1, 0))]
 
 
-def _optimized(
+def _faster(
     module: Any, plain: Predict, names: tuple[list[str], list[str]], probes: list[Tensors]
 ) -> Predict | None:
     """Return *module* frozen and optimized; None if that cannot be done or does not answer as *plain* does.
 
-    Frozen weights need no gradients, so that there is nothing to switch off at each call.
+    Frozen weights need no gradients, so that there is nothing to switch off at each call. The optimizer transposes
+    weights that no convolution takes, which gains with a few rows, and costs with many: those go without.
     """
     torch = need("torch", extra="torch")
     try:
         with _quiet():
-            faster = torch_binding.runner(torch.jit.optimize_for_inference(module), *names, frozen=True)
+            frozen = torch.jit.freeze(module)
+            few = torch_binding.runner(torch.jit.optimize_for_inference(module), *names, frozen=True)
+            same = not names[0] or _has_convolution(frozen)
+            many = few if same else torch_binding.runner(frozen, *names, frozen=True)
             for inputs in probes:
-                if not _same(_outcome(plain, inputs), _outcome(faster, inputs)):
+                wanted = _outcome(plain, inputs)
+                if not all(_same(wanted, _outcome(predict, inputs)) for predict in {few, many}):
                     return None
     except Exception:  # noqa: BLE001  what cannot be frozen, a model with state for one, runs as it is
         return None
-    return faster
+    return few if many is few else _by_rows(few, many, names[0][0])
+
+
+def _has_convolution(module: Any) -> bool:
+    """Say whether *module*, frozen, has what the optimizer gives to oneDNN."""
+    kinds = ("_convolution", *(f"conv{axes}d" for axes in (1, 2, 3)))
+    return any(module.graph.findAllNodes(f"aten::{kind}", True) for kind in kinds)
+
+
+def _by_rows(few: Predict, many: Predict, counted: str) -> Predict:
+    """Return *few* for up to `_FEW_ROWS` rows of the input *counted*, and *many* for more."""
+
+    def predict(inputs: Tensors) -> Tensors:
+        shape = inputs[counted].shape
+        return (many if shape and shape[0] > _FEW_ROWS else few)(inputs)
+
+    return predict
 
 
 def _outcome(predict: Predict, inputs: Tensors) -> Tensors | None:

@@ -117,8 +117,8 @@ class Registry:
 
     *credentials* gives those for a repository, and is asked when the registry first wants some. Every call raises
     `RegistryUnreachable` when there is no answer within *patience* seconds, `Unauthorized` when the registry says 401
-    or 403, and `RegistryError` for what else it refuses. *mirrors* are asked first by `manifest`, `blob`, `read` and
-    `fetch`, never by the others.
+    or 403, and `RegistryError` for what else it refuses. *mirrors* are asked first by `resolve`, `manifest`, `blob`,
+    `read` and `fetch`, never by the others.
     """
 
     def __init__(
@@ -167,21 +167,24 @@ class Registry:
                 )
         return Manifest(answer.data, _media_type(answer), found)
 
+    def resolve(self, repository: str, ref: str) -> str:
+        """Return the digest that a tag to be read stands for, by one HEAD request; `NotInRegistry` if there is none."""
+        for mirror in self._mirrors:
+            with contextlib.suppress(RegistryError):
+                return mirror.registry.resolve(_join(mirror.namespace, repository), ref)
+        if (found := self._head(repository, ref)) is None:
+            raise NotInRegistry(self.host, f"image {_name(repository, ref)}")
+        return found
+
     def digest(self, repository: str, ref: str) -> str | None:
-        """Return the digest of a manifest by one HEAD request; None if there is none.
+        """Return the digest of what this very registry has under a tag, by one HEAD request; None if it has nothing.
 
         None also if we are not allowed to see it: many registries say so of a repository that is still to be made.
         """
         try:
-            answer = self._get("HEAD", f"{repository}/manifests/{ref}", repository, accept=_ACCEPTED)
+            return self._head(repository, ref)
         except Unauthorized:
             return None
-        if answer.status == 404:
-            return None
-        if found := answer.headers.get("docker-content-digest"):
-            return str(found)
-        answer = self._get("GET", f"{repository}/manifests/{ref}", repository, accept=_ACCEPTED)
-        return None if answer.status == 404 else _digest(answer.data)
 
     def has(self, repository: str, digest: str) -> bool:
         """Say whether the repository has the blob, by one HEAD request."""
@@ -294,6 +297,15 @@ class Registry:
     def _sources(self, repository: str) -> list[pulls.Source]:
         mirrors = [(m.registry._wire, _join(m.namespace, repository)) for m in self._mirrors]
         return [*mirrors, (self._wire, repository)]
+
+    def _head(self, repository: str, ref: str) -> str | None:
+        path = f"{repository}/manifests/{ref}"
+        answer = self._get("HEAD", path, repository, accept=_ACCEPTED)
+        if answer.status == 200 and (found := answer.headers.get("docker-content-digest")):
+            return str(found)
+        if answer.status == 200:
+            answer = self._get("GET", path, repository, accept=_ACCEPTED)
+        return None if answer.status == 404 else _digest(answer.data)
 
     def _has(self, repository: str, digest: str, scopes: Scopes) -> bool:
         url = self._wire.url(f"{repository}/blobs/{digest}")

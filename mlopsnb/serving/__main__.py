@@ -15,8 +15,10 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from mlopsnb.errors import MissingExtra, MlopsnbError
@@ -165,16 +167,19 @@ def _work(args: argparse.Namespace, seat: Seat) -> int:
 def _serve(args: argparse.Namespace, report: ReadyPipe, sockets: Sockets, seat: Seat | None = None) -> int:
     """Load the model and serve it on *sockets*, or as the worker that has *seat*, until stopped."""
     try:
+        _import_uvicorn()
         from mlopsnb.serving import stages, tracing
         from mlopsnb.serving.app import App
         from mlopsnb.serving.server import Server
         from mlopsnb.serving.worker import WorkerServer
     except ModuleNotFoundError as exc:
         raise MissingExtra(exc.name or "", "serving") from exc
-    if (
-        find_spec("prometheus_client") is None
-    ):  # imported by the first to ask for metrics, which is too late to say so
-        raise MissingExtra("prometheus_client", "serving")
+    for module in (
+        "prometheus_client",
+        "simdjson",
+    ):  # imported when first needed, which is too late to say so
+        if find_spec(module) is None:
+            raise MissingExtra(module, "serving")
     if args.grpc_port is not None:
         need("grpc", extra="grpc")
     path: Path = args.package.absolute()
@@ -219,6 +224,32 @@ def _serve(args: argparse.Namespace, report: ReadyPipe, sockets: Sockets, seat: 
         if left is not None:
             left.close()
     return 0
+
+
+def _import_uvicorn() -> None:
+    """Import uvicorn without its command line, which would bring click and multiprocessing: 2 MB and 20 ms.
+
+    What uvicorn takes from `uvicorn.main` loads that when it is called. Later imports find the real one.
+    """
+    if "uvicorn" in sys.modules:
+        return
+    stand_in = ModuleType("uvicorn.main")
+
+    def attribute(name: str) -> object:
+        if name == "Server":
+            return import_module("uvicorn.server").Server
+
+        def later(*args: Any, **options: Any) -> Any:
+            return getattr(import_module("uvicorn.main"), name)(*args, **options)
+
+        return later
+
+    stand_in.__getattr__ = attribute  # type: ignore[method-assign]
+    sys.modules[stand_in.__name__] = stand_in
+    try:
+        import_module("uvicorn")
+    finally:
+        del sys.modules[stand_in.__name__]
 
 
 def _engine(args: argparse.Namespace, path: Path, name: str, seat: Seat | None) -> Engine:

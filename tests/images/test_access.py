@@ -113,7 +113,10 @@ def test_a_wrong_password_is_said_and_not_shown(closed, client, kind):
 
 def test_what_may_not_be_seen_is_not_there_yet(closed, client):
     closed.rights = {"team/new": set()}
-    assert client(closed.host, credentials=known(ME)).digest("team/new", "v1") is None
+    registry = client(closed.host, credentials=known(ME))
+    assert registry.digest("team/new", "v1") is None
+    with pytest.raises(Unauthorized, match="read team/new"):
+        registry.resolve("team/new", "v1")
 
 
 def test_no_right_to_push(closed, client):

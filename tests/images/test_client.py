@@ -56,7 +56,7 @@ def test_an_image_goes_there_and_back(host, client, repository, tmp_path):
     data = image(registry, repository)
     assert registry.manifest(repository, "v1") == (data, OCI_MANIFEST, blob_of(data).digest)
     assert registry.manifest(repository, blob_of(data).digest).data == data
-    assert registry.digest(repository, "v1") == blob_of(data).digest
+    assert registry.digest(repository, "v1") == registry.resolve(repository, "v1") == blob_of(data).digest
     assert registry.read(repository, blob_of(b"a layer")) == b"a layer"
     registry.fetch(repository, blob_of(b"a layer"), tmp_path / "layer")
     assert (tmp_path / "layer").read_bytes() == b"a layer"
@@ -69,8 +69,9 @@ def test_what_is_not_there(host, client, repository, tmp_path):
     assert registry.digest(repository, "v1") is None
     assert not registry.has(repository, absent.digest)
     assert registry.tags(repository) == ()
-    with pytest.raises(NotInRegistry, match=f"{repository}:v1"):
-        registry.manifest(repository, "v1")
+    for read in (registry.manifest, registry.resolve):
+        with pytest.raises(NotInRegistry, match=f"{repository}:v1"):
+            read(repository, "v1")
     with pytest.raises(NotInRegistry, match=absent.digest):
         registry.fetch(repository, absent, tmp_path / "absent")
     assert not (tmp_path / "absent").exists()
@@ -235,6 +236,7 @@ def test_mirrors_are_read_first_and_written_never(fake, client):
     with FakeRegistry() as mirror:
         data = image(client(mirror.host), "cache/a")
         registry = client(fake.host, mirrors=[Mirror(client(mirror.host, patience=0.5), "cache")])
+        assert registry.resolve("a", "v1") == blob_of(data).digest
         assert registry.manifest("a", "v1").data == data
         assert registry.read("a", blob_of(b"a layer")) == b"a layer"
         assert fake.requests == []
@@ -271,3 +273,9 @@ def test_a_location_that_leads_from_https_to_http_is_refused(fake):
         == "https://registry.example/v2/b?_state=a%3D&x"
     )
     assert str(wire.follow("https://user:pw@other.example/c", wire.url("a"))) == "https://other.example/c"
+
+
+def test_a_digest_without_its_header_is_computed(fake, client):
+    fake.manifests["a", "v1"] = (b"{}", "application/vnd.oci.image.manifest.v1+json")
+    fake.silent = True
+    assert client(fake.host).digest("a", "v1") == blob_of(b"{}").digest
