@@ -73,12 +73,7 @@ def load(kind: str, archive: Path, *, context: str = "") -> None:
     else the one that the command takes by itself. `BuildError` if the command is not there or fails.
     """
     loader = LOADERS[kind]
-    program = shutil.which(loader.words[0])
-    if program is None:
-        raise BuildError(
-            f"the command {kind} is not on the PATH of this kernel",
-            hint=f"install it ({loader.install}), or push where the cluster can pull: registry='HOST/NAMESPACE'",
-        )
+    program = command_of(kind)
     cluster = cluster_of(kind, context or current_context())
     command = [program, *loader.words[1:], str(archive), *([loader.option, cluster] if cluster else [])]
     with events.step("upload", f"{' '.join(loader.words)} {archive.name}") as told:
@@ -90,6 +85,17 @@ def load(kind: str, archive: Path, *, context: str = "") -> None:
                 hint=f"is the cluster running? {loader.clusters} lists what there is",
             )
         told.result = f"{kind} cluster {cluster}" if cluster else kind
+
+
+def command_of(kind: str) -> str:
+    """Return the path of the command that loads into clusters of *kind*; `BuildError` if it is not there."""
+    program = shutil.which(LOADERS[kind].words[0])
+    if program is None:
+        raise BuildError(
+            f"the command {kind} is not on the PATH of this kernel",
+            hint=f"install it ({LOADERS[kind].install}), or push where the cluster can pull: registry='HOST/NAMESPACE'",
+        )
+    return program
 
 
 def cluster_of(kind: str, context: str) -> str:
