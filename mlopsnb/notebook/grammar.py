@@ -213,6 +213,12 @@ BUILD = Verb(
             name="code_paths", kind="words", help="a local module or package the model needs; repeatable"
         ),
         Argument(name="max_size", kind="text", help="fail if it is larger when compressed, such as 900MB"),
+        Argument(
+            name="apt", kind="words", help="a Debian package to install first, by an engine; repeatable"
+        ),
+        Argument(
+            name="steps", kind="words", help="an instruction of a Dockerfile to carry out first; repeatable"
+        ),
     ),
     examples=(
         "image = %build model --registry ghcr.io/team",

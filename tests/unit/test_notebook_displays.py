@@ -307,6 +307,7 @@ IMAGE = Image(
     ),
     lock=Lock(python="3.11", platform="linux/amd64", packages=()),
     package_digest="sha256:" + "01" * 32,
+    labels={"org.opencontainers.image.title": "fraud"},
     sent=150_000_000,
 )
 
@@ -316,7 +317,7 @@ def test_image_text():
         "Image 127.0.0.1:5000/team/fraud:v3-1a2b3c4\n"
         f"  reference        127.0.0.1:5000/team/fraud@sha256:{'ab' * 32}\n"
         "  digest           abababababab\n"
-        "  size             200 MB compressed, 600 MB unpacked\n"
+        "  size             200 MB compressed; unpacked, 450 MB above the base\n"
         "  this build sent  150 MB\n"
         f"  base             python:3.11-slim@sha256:{'ef' * 32}\n"
         "  platform         linux/amd64\n"
@@ -344,7 +345,7 @@ def test_image_html_is_escaped_and_needs_no_script():
         (Destination(place="archive", path=Path("/a b/x.tar")), "docker load --input '/a b/x.tar'"),
         (
             Destination(place="layout", path=Path("/x")),
-            "skopeo copy oci:/x:fraud:v3 docker://REGISTRY/fraud:v3",
+            "skopeo copy oci:/x:v3 docker://REGISTRY/fraud:v3",
         ),
     ],
 )
