@@ -19,6 +19,7 @@ _RECORDS = {
     ("mlopsnb.records", "ModelVersion"): "displays.version",
     ("mlopsnb.deployment", "Deployment"): "displays.deployment",
     ("mlopsnb.images.image", "Image"): "image_displays.image",
+    ("mlopsnb.images.environment.diff", "Diff"): "image_displays.diff",
     ("mlopsnb.cleaning", "Cleanup"): "image_displays.cleanup",
 }
 

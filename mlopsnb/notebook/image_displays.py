@@ -111,3 +111,22 @@ def cleanup_text(cleanup: Any) -> str:
     """Show what `cleanup` removed, as text."""
     rows = text_table(_cleanup_rows(cleanup))
     return "\n".join([_cleanup_title(cleanup), *(f"  {line}" for line in rows.splitlines())])
+
+
+_DIFF_HEADER = ("", "notebook", "lock", "image", "")
+
+
+def _diff_rows(diff: Any) -> list[Row]:
+    return [(d.name, d.notebook or "-", d.lock or "-", d.image or "-", d.note) for d in diff]
+
+
+def diff_html(diff: Any) -> str:
+    """Show where notebook, lock and image differ."""
+    if not len(diff):
+        return card(diff)
+    return card("Differences", html_table(_diff_rows(diff), _DIFF_HEADER, label="differences"))
+
+
+def diff_text(diff: Any) -> str:
+    """Show where notebook, lock and image differ, as text."""
+    return str(diff)

@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -31,6 +32,8 @@ from mlopsnb.notebook.displays import (
 from mlopsnb.notebook.image_displays import (
     cleanup_html,
     cleanup_text,
+    diff_html,
+    diff_text,
     how_to_run,
     image_html,
     image_text,
@@ -359,3 +362,15 @@ def test_cleanup():
     assert cleanup_text(done) == "4.0 MB freed\n  packed layers  3.4 MB\n  environments   600 kB"
     assert "4.0 MB would be freed (nothing was done)" in read(cleanup_html(replace(done, dry_run=True)))
     assert cleanup_text(Cleanup(removed=())) == "there was nothing to clean up"
+
+
+class Differences(tuple):
+    def __str__(self):
+        return "as text" if self else "the image has what the notebook has"
+
+
+def test_differences_of_an_image():
+    one = SimpleNamespace(name="numpy", notebook="2.4.6", lock="2.4.5", image="", note="<b>older</b>")
+    assert {"numpy", "2.4.6", "2.4.5", "-", "<b>older</b>"} <= set(read(diff_html(Differences([one]))))
+    assert diff_text(Differences([one])) == "as text"
+    assert read(diff_html(Differences())) == ["the image has what the notebook has"]
