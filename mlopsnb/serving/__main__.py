@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from mlopsnb.serving.engine import Engine
     from mlopsnb.serving.payloads import PayloadLog
     from mlopsnb.serving.requestlog import Sink
-    from mlopsnb.serving.rpc.service import GrpcServer
+    from mlopsnb.serving.rpc.server import GrpcServer
     from mlopsnb.serving.tuning import Options
     from mlopsnb.serving.workers import Seat
 
@@ -304,7 +304,7 @@ def _payloads(args: argparse.Namespace, log: Sink, engine: Engine, name: str) ->
 def _grpc(args: argparse.Namespace, app: App, guarded: Guards, *, shared: bool) -> GrpcServer | None:
     if args.grpc_port is None:
         return None
-    from mlopsnb.serving.rpc.service import GrpcServer
+    from mlopsnb.serving.rpc.server import GrpcServer
 
     return GrpcServer(
         app, host=args.host, port=args.grpc_port, limits=guarded.limits, tls=guarded.tls, shared=shared

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from mlopsnb.errors import MlopsnbError
-from mlopsnb.serving import pages, protocols, stages, tracecontext
+from mlopsnb.serving import pages, protocols, tracecontext
 from mlopsnb.serving.errors import BadRequest, DeadlineExceeded, Kind, NotCached, Overloaded, stack
 from mlopsnb.serving.requestlog import RequestLog, Sink
 from mlopsnb.serving.routes import Headers, Reply, Route, ServedModel, json_reply, plain_error
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mlopsnb.serving.engine import Engine
     from mlopsnb.serving.model import Package
     from mlopsnb.serving.payloads import PayloadLog
-    from mlopsnb.serving.stages import Stage
+    from mlopsnb.serving.stages import Done, Stage
     from mlopsnb.serving.tokens import Tokens
     from mlopsnb.serving.tracing import RequestSpan, Tracing
     from mlopsnb.tensors import Array
@@ -357,17 +357,7 @@ class App:
             assert route.decode is not None
             request = route.decode(body, call.headers)
             call.rows = request.rows
-            if self._stage is None:
-                return self.engine.submit(
-                    request.inputs,
-                    request.rows,
-                    done,
-                    deadline=deadline,
-                    loop=loop,
-                    at_once=alone,
-                    span=call.span,
-                )
-            return self._stage.submit(
+            return self.submit(
                 call, request.inputs, request.rows, done, deadline=deadline, loop=loop, at_once=alone
             )
         except Exception as exc:  # noqa: BLE001  the last line before the wire; the log has the stack
@@ -378,22 +368,23 @@ class App:
         """Do not answer *job*; do not even call the model for it, if that was not done yet."""
         (self._stage or self.engine).cancel(job)
 
-    async def infer(
+    def submit(
         self,
         call: Call,
         inputs: Mapping[str, Array],
-        *,
         rows: int,
-        deadline: float | None,
-        at_once: bool = False,
-    ) -> Outputs:
-        """Let the model answer to decoded inputs; raises what `Engine.infer` raises. For what is not HTTP."""
+        done: Done,
+        *,
+        deadline: float,
+        loop: asyncio.AbstractEventLoop,
+        at_once: bool,
+    ) -> object | None:
+        """Let the model answer to decoded inputs, then call *done*; see `Engine.submit` and `Stage.submit`."""
         if self._stage is None:
-            answer = await self.engine.infer(
-                inputs, rows=rows, deadline=deadline, at_once=at_once, span=call.span
+            return self.engine.submit(
+                inputs, rows, done, deadline=deadline, loop=loop, at_once=at_once, span=call.span
             )
-            return answer.outputs
-        return await stages.infer(self._stage, call, inputs, rows=rows, deadline=deadline, at_once=at_once)
+        return self._stage.submit(call, inputs, rows, done, deadline=deadline, loop=loop, at_once=at_once)
 
     def started(self, call: Call) -> None:
         """Count a prediction that comes, and trace it if that is on."""

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,14 +32,6 @@ _TOO_OFTEN = 3
 _QUICK_AGAIN = 500
 _SMALL_BYTES = 32 << 20
 _log = logging.getLogger("mlopsnb.serving")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """The model's outputs, in the signature's order, and the seconds of the calls that it took."""
-
-    outputs: Mapping[str, Array]
-    seconds: float
 
 
 class Instance:
@@ -170,41 +162,6 @@ class Engine:
         model = self._instances[0].model
         return model.call(model.golden)
 
-    async def infer(
-        self,
-        inputs: Mapping[str, Array],
-        *,
-        rows: int,
-        deadline: float | None = None,
-        at_once: bool = False,
-        span: Watcher | None = None,
-    ) -> Answer:
-        """Run the model on *inputs*, which fit the signature and have *rows* rows; *deadline* is loop time.
-
-        With *at_once* there is no other client, so that there is nothing to wait for.
-
-        Raises `BadRequest` (rejected) if the model fails on them alone, `ModelFailure` if it fails altogether,
-        `Overloaded` if too much waits already, `DeadlineExceeded` if the model was not called in time. If it is
-        cancelled, the model is not called for it any more.
-        """
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Answer] = loop.create_future()
-
-        def done(job: Job, outcome: Outputs | Exception) -> None:
-            if future.done():
-                return
-            if isinstance(outcome, Exception):
-                future.set_exception(outcome)
-            else:
-                future.set_result(Answer(outputs=outcome, seconds=job.seconds))
-
-        job = self.submit(inputs, rows, done, deadline=deadline, loop=loop, at_once=at_once, span=span)
-        try:
-            return await future
-        except asyncio.CancelledError:
-            self.cancel(job)
-            raise
-
     def admit(self) -> None:
         """Raise `Overloaded` if nothing more is taken in now; ask before work is put into a request."""
         if self._queue.full:
@@ -221,11 +178,13 @@ class Engine:
         at_once: bool = False,
         span: Watcher | None = None,
     ) -> Job:
-        """Let the model run on *inputs* and then call *done* on *loop*, on which this is called; see `infer`.
+        """Let the model run on *inputs*, then call *done* on *loop*, on which this is called; *deadline* is its time.
 
-        With *at_once* nobody else can come in this turn of the loop, so that there is nothing to wait for.
-        *span* is told of the calls before *done* is.
-        Raises `Overloaded`; all other errors are told to *done*.
+        The inputs fit the signature and have *rows* rows. With *at_once* nobody else can come in this turn of the
+        loop, so that there is nothing to wait for. *span* is told of the calls before *done* is.
+        Raises `Overloaded` if too much waits already. *done* is told the outputs, `BadRequest` (rejected) if the
+        model fails on them alone, `ModelFailure` if it fails altogether, or `DeadlineExceeded` if it was not called
+        in time. What is returned may be given to `cancel`.
         """
         self._loop = loop
         job = Job(inputs, rows, done, deadline, loop.time(), time.perf_counter(), span=span)

@@ -26,7 +26,7 @@ from mlopsnb.serving.tls import Acceptor, Tls
 
 if TYPE_CHECKING:
     from mlopsnb.serving.app import App
-    from mlopsnb.serving.rpc.service import GrpcServer
+    from mlopsnb.serving.rpc.server import GrpcServer
 
 _TICK = 0.02
 _FLUSH_SECONDS = 5.0

@@ -121,36 +121,6 @@ class Direct:
         )
 
 
-async def infer(
-    stage: Stage,
-    asker: Asker,
-    inputs: Mapping[str, Array],
-    *,
-    rows: int,
-    deadline: float | None,
-    at_once: bool = False,
-) -> Outputs:
-    """Submit to *stage* and wait; raises what `Engine.infer` raises. Whoever is cancelled is forgotten."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[Outputs] = loop.create_future()
-
-    def done(_: object, outcome: Outputs | Exception) -> None:
-        if future.done():
-            return
-        if isinstance(outcome, Exception):
-            future.set_exception(outcome)
-        else:
-            future.set_result(outcome)
-
-    handle = stage.submit(asker, inputs, rows, done, deadline=deadline, loop=loop, at_once=at_once)
-    try:
-        return await future
-    except asyncio.CancelledError:
-        if handle is not None:
-            stage.cancel(handle)
-        raise
-
-
 def compose(engine: Engine, *, cache_bytes: int | None, fallback: Engine | None) -> Stage | None:
     """Return the stages that are asked for, None if there are none. The cache holds what the model answered alone.
 

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from mlopsnb.manifest import Manifest
 from mlopsnb.records import Signature, TensorSpec
-from mlopsnb.serving import stages
 from mlopsnb.serving.cache import ByRows, Store, Whole
 from mlopsnb.serving.caching import Cached, Wish, read_wish
 from mlopsnb.serving.engine import Engine
@@ -125,10 +124,27 @@ def cached(model):
         engine.close()
 
 
+async def infer(stage, asker, inputs, *, rows, deadline):
+    """Submit to *stage* and wait; whoever is cancelled is forgotten."""
+    loop = asyncio.get_running_loop()
+    future = loop.create_future()
+
+    def done(_, outcome):
+        (future.set_exception if isinstance(outcome, Exception) else future.set_result)(outcome)
+
+    handle = stage.submit(asker, inputs, rows, done, deadline=deadline, loop=loop)
+    try:
+        return await future
+    except asyncio.CancelledError:
+        if handle is not None:
+            stage.cancel(handle)
+        raise
+
+
 async def ask(cached, *rows, deadline=None, **wish):
     """Return the values of y's first column and the status of the cache."""
     asker = Asker({b"cache-control": wish["wish"].encode()} if wish else {})
-    outputs = await stages.infer(cached, asker, rows_of(*rows), rows=len(rows), deadline=deadline)
+    outputs = await infer(cached, asker, rows_of(*rows), rows=len(rows), deadline=deadline)
     [(name, status)] = asker.told
     assert name == b"cache-status"
     return [round(v * 3, 3) for v in outputs["y"][:, 0].tolist()], status.decode()
@@ -466,7 +482,7 @@ def test_any_requests_are_answered_as_without_a_cache_to_the_bit_and_within_the_
     async def one(rows, wish):
         asker = Asker({b"cache-control": wish.encode()})
         inputs = rows_of(*rows)
-        outputs = await stages.infer(cache, asker, inputs, rows=len(rows), deadline=None)
+        outputs = await infer(cache, asker, inputs, rows=len(rows), deadline=None)
         assert cache._store.nbytes <= limit
         expected = model.answer(**inputs)
         assert list(outputs) == list(expected)

@@ -94,8 +94,19 @@ def rows(*values, width=2):
 
 
 async def ask(engine, *values, width=2, deadline=None):
-    answer = await engine.infer(rows(*values, width=width), rows=len(values), deadline=deadline)
-    return answer.outputs["y"].tolist()
+    """Return the values of y; whoever is cancelled is forgotten."""
+    loop = asyncio.get_running_loop()
+    future = loop.create_future()
+
+    def done(_, outcome):
+        (future.set_exception if isinstance(outcome, Exception) else future.set_result)(outcome)
+
+    job = engine.submit(rows(*values, width=width), len(values), done, deadline=deadline, loop=loop)
+    try:
+        return (await future)["y"].tolist()
+    except asyncio.CancelledError:
+        engine.cancel(job)
+        raise
 
 
 async def all_of(*asked):
