@@ -46,14 +46,19 @@ def private(plan: ImagePlan) -> tuple[LockedPackage, ...]:
 
 
 def context(
-    plan: ImagePlan, wheels: Mapping[str, Path], *, apt: Sequence[str] = (), steps: Sequence[str] = ()
+    plan: ImagePlan,
+    wheels: Mapping[str, Path],
+    *,
+    base: str = "",
+    apt: Sequence[str] = (),
+    steps: Sequence[str] = (),
 ) -> tuple[Entry, ...]:
     """Return the files of the context, sorted by path; *wheels* are those that come along, by file name.
 
-    *apt* and *steps* are as `dockerfile.render` takes them.
+    *base*, *apt* and *steps* are as `dockerfile.render` takes them.
     """
     fetched = len(wheels) < len(plan.lock.packages)
-    text = dockerfile.render(plan, fetched=fetched, brought=bool(wheels), apt=apt, steps=steps)
+    text = dockerfile.render(plan, fetched=fetched, brought=bool(wheels), base=base, apt=apt, steps=steps)
     requirements = plan.lock.text.encode()
     entries = [
         Entry(path="Dockerfile", source=text.encode()),

@@ -51,8 +51,9 @@ class Docker:
         Raises `EngineNotRunning`, `EngineForbidden`, `EngineError` for what the engine refuses, `BuildError` with the
         last lines of the step that failed, and the errors of the destination.
         """
-        entries = exported(plan, apt=self._apt, steps=self._steps)
         with BuildEngine() as engine, _alone(plan.repository):
+            base = _only_here(engine, plan)
+            entries = exported(plan, base=base, apt=self._apt, steps=self._steps)
             build = _Build(engine, plan)
             with events.step("pack", f"building {plan.repository} with the engine") as told:
                 image = build.run(entries)
@@ -64,10 +65,20 @@ class Docker:
                 raise
 
 
-def exported(plan: ImagePlan, *, apt: Sequence[str] = (), steps: Sequence[str] = ()) -> tuple[Entry, ...]:
+def exported(
+    plan: ImagePlan, *, base: str = "", apt: Sequence[str] = (), steps: Sequence[str] = ()
+) -> tuple[Entry, ...]:
     """Return the context of *plan* with the wheels that it has to bring along; see `context.context`."""
     cache = settings().cache_dir / "images" / "wheels"
-    return context.context(plan, wheels.bring(context.private(plan), plan.lock, cache), apt=apt, steps=steps)
+    brought = wheels.bring(context.private(plan), plan.lock, cache)
+    return context.context(plan, brought, base=base, apt=apt, steps=steps)
+
+
+def _only_here(engine: BuildEngine, plan: ImagePlan) -> str:
+    """Return the id of the base if the engine has it, but not by a digest that it could be asked for."""
+    found = engine.image(plan.base.reference.partition("@")[0])
+    same = found is not None and found.diff_ids == tuple(plan.base.config["rootfs"]["diff_ids"])
+    return found.id if found and same and engine.image(dockerfile.pinned(plan)) is None else ""
 
 
 @contextmanager

@@ -59,15 +59,22 @@ def _word(layer: Layer) -> str:
 
 
 def render(
-    plan: ImagePlan, *, fetched: bool, brought: bool, apt: Sequence[str] = (), steps: Sequence[str] = ()
+    plan: ImagePlan,
+    *,
+    fetched: bool,
+    brought: bool,
+    base: str = "",
+    apt: Sequence[str] = (),
+    steps: Sequence[str] = (),
 ) -> str:
     """Return the text of the Dockerfile.
 
-    *fetched* says that some wheels come from an index, *brought* that some come along. *apt* names Debian packages, and
+    *fetched* says that some wheels come from an index, *brought* that some come along. *base* is what to call the base
+    if not by name and digest. *apt* names Debian packages, and
     *steps* are instructions of a Dockerfile, that are carried out on the base first; `UserError` if one cannot be.
     """
     stages = (
-        _base(plan, apt, steps),
+        _base(base or pinned(plan), apt, steps),
         _dependencies(plan, fetched=fetched, brought=brought),
         _check(plan),
         _final(plan),
@@ -75,8 +82,8 @@ def render(
     return "\n\n".join([HEADER, *("\n".join(stage) for stage in stages)]) + "\n"
 
 
-def _base(plan: ImagePlan, apt: Sequence[str], steps: Sequence[str]) -> Iterator[str]:
-    yield f"FROM {pinned(plan)} AS base"
+def _base(base: str, apt: Sequence[str], steps: Sequence[str]) -> Iterator[str]:
+    yield f"FROM {base} AS base"
     if apt or steps:
         yield "USER 0"
     if apt:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
-import signal
 import subprocess
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ import pytest
 from built_images import forget, leftovers
 from surroundings import restricted_pod
 
-from mlopsnb import events, manifest
+from mlopsnb import manifest
 from mlopsnb.errors import BuildError
 from mlopsnb.images import context
 from mlopsnb.images.destinations import shares_engine
@@ -30,6 +30,13 @@ def test_own_steps_are_in_the_image_below_ours(fresh, engine):
     assert [layer.name for layer in image.layers if layer.kind == "base"][-1] == "Dockerfile steps"
     assert engine.containers.run(image.id, ["/etc/mine"], entrypoint="/bin/cat", remove=True) == b"mine\n"
     assert engine.images.get(image.id).attrs["Config"]["User"] == "65532:65532"
+
+
+def test_a_base_that_only_the_engine_has(fresh, engine, base_image):
+    local = f"{fresh.repository}-base:1"
+    engine.images.get(base_image).tag(*local.split(":"))
+    plan = replace(fresh, base=replace(fresh.base, reference=local, digest=f"sha256:{'0' * 64}"))
+    assert engine.images.get(Docker().build(plan, ENGINE).tagged)
 
 
 def test_a_step_that_fails_says_which_and_what_it_wrote_and_leaves_nothing(fresh, engine):
@@ -97,12 +104,16 @@ def test_the_exported_directory_is_built_by_docker_alone(fresh, engine, tmp_path
         forget(engine, fresh.repository)
 
 
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # docker-py leaves its socket open
 def test_an_engine_that_is_not_there(fresh, monkeypatch, tmp_path):
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/docker.sock")
     with pytest.raises(
         EngineNotRunning, match=f"no container engine answers at unix://{tmp_path}/docker.sock"
     ):
         Docker().build(fresh, ENGINE)
+    gc.collect()
 
 
 def test_a_registry_that_is_not_there_leaves_no_tag(fresh, engine):
@@ -116,18 +127,43 @@ def test_a_registry_that_is_not_there_leaves_no_tag(fresh, engine):
     assert leftovers(engine) == before
 
 
-def test_a_push_that_is_interrupted_gives_the_name_back(fresh, engine, registry):
-    to = Destination(place="registry", registry=registry)
-    before = Docker().build(fresh, to)
-    other = replace(fresh, config={**fresh.config, "Labels": {**fresh.config["Labels"], "more": "x"}})
+@pytest.fixture
+def two_images(engine):
+    """Two images of a few bytes under names of their own; both are gone in the end."""
+    name = f"test-{os.urandom(4).hex()}"
+    for tag in ("1", "2"):
+        engine.api.import_image_from_data(
+            b"\0" * 1024, repository=name, tag=tag, changes=[f"LABEL n={name}{tag}"]
+        )
+    yield name, *(engine.images.get(f"{name}:{tag}").id for tag in ("1", "2"))
+    forget(engine, name)
 
-    def interrupt(event):
-        if event.step == "upload" and event.state == "started":
-            signal.raise_signal(signal.SIGINT)
 
-    with events.reporting_to(interrupt), pytest.raises(KeyboardInterrupt):
-        Docker().build(other, to)
-    assert engine.images.get(before.tagged).id == before.id
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_name_is_given_back_when_what_it_was_for_fails(engine, two_images, taken):
+    name, first, second = two_images
+    moved = f"{name}:{'1' if taken else '3'}"
+
+    def named():
+        with BuildEngine() as ours, ours.naming(second, moved):
+            assert engine.images.get(moved).id == second
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        named()
+    if taken:
+        assert engine.images.get(moved).id == first
+    else:
+        assert not [i for i in engine.api.images() if moved in (i["RepoTags"] or ())]
+    assert engine.images.get(f"{name}:2").id == second
+
+
+def test_what_loses_its_last_name_to_another_image_goes(engine, two_images):
+    name, first, second = two_images
+    with BuildEngine() as ours:
+        ours.name(second, f"{name}:1")
+    assert engine.images.get(f"{name}:1").id == second
+    assert first not in [i["Id"] for i in engine.api.images(all=True)]
 
 
 def test_what_an_engine_says_of_a_push_becomes_our_error():
