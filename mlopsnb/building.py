@@ -19,7 +19,7 @@ from mlopsnb import manifest, plugins
 from mlopsnb.deployment import check_name
 from mlopsnb.errors import UserError
 from mlopsnb.events import step
-from mlopsnb.images import destinations, memo, sizes, wish
+from mlopsnb.images import attestations, destinations, lineage, memo, sbom, scanning, sizes, weights, wish
 from mlopsnb.images.ahead import measure, pack_ahead
 from mlopsnb.images.base import inspect
 from mlopsnb.images.cache import Store
@@ -38,6 +38,7 @@ from mlopsnb.settings import settings
 
 if TYPE_CHECKING:
     from mlopsnb.images.image import Destination, Image
+    from mlopsnb.images.lock import Lock
     from mlopsnb.images.plan import ImagePlan
     from mlopsnb.images.wish import Wish
     from mlopsnb.protocols import Builder
@@ -66,6 +67,9 @@ def build(
     requirements: Sequence[str] = (),
     code_paths: Sequence[str | Path] = (),
     max_size: int | str | None = None,
+    separate_weights: bool | None = None,
+    scan: str | None = None,
+    sign: str | Path | None = None,
     apt: Sequence[str] = (),
     steps: Sequence[str] = (),
 ) -> Any:
@@ -93,6 +97,12 @@ def build(
         requirements: packages that the model needs besides those that are known, as pip takes them.
         code_paths: modules and packages of your own that the model imports: files or directories.
         max_size: the most that all layers together may take compressed: bytes, or text such as `900MB`.
+        separate_weights: keep the largest file of the model in an image of its own, which pods mount or copy from; by
+            default files of 1 GiB and more. Not with *export*.
+        scan: have trivy or grype look for known vulnerabilities first, and stop at one of this severity or graver:
+            `low`, `medium`, `high` or `critical`.
+        sign: sign the image in its registry with the private key in this file, as cosign does; the password of the
+            key is in the variable COSIGN_PASSWORD.
         apt, steps: Debian packages, and instructions of a Dockerfile (`"RUN …"`), that the base is given first; these
             need an engine, or *export*.
 
@@ -117,23 +127,30 @@ def build(
         requirements=requirements,
         code_paths=code_paths,
         max_size=max_size,
+        separate_weights=False if export is not None else separate_weights,
+        scan=scan,
+        sign=sign,
     )
+    key_to_sign = attestations.key_of(asked.sign)
     maker = _builder(builder, {"apt": tuple(apt), "steps": tuple(steps)})
     to = wish.destination(chosen, name, push=push, load=load, output=output)
+    attestations.check(to, asked.sign)
     found = _found(what, example, format)
     store = Store(chosen.cache_dir / "images", limit=chosen.image_cache_bytes)
     with store.using(), tempfile.TemporaryDirectory(prefix="mlopsnb-") as scratch:
         key = _key(asked, name, to, [builder, *apt, *steps], found)
         if export is None and (image := _unchanged(store, key)) is not None:
+            _scan(asked, image.lock, image.base)
             return _loaded(image, name, load)
         artifact = found if isinstance(found, Artifact) else fetch(found, Path(scratch) / "package")
-        plan = _plan(asked, name, _version_of(found), artifact, store)
+        plan = _plan(asked, name, found, artifact, store)
         if asked.budget is not None:
             sizes.check_budget(measure(plan, store), plan.lock, asked.budget)
         if export is not None:
             return _dockerfile(plan, Path(export).expanduser().absolute(), apt=apt, steps=steps)
         _make_room(to)
-        image = maker.build(plan, to)
+        image = _made(plan, to, maker)
+        attestations.attest(image, key_to_sign)
         memo.remember(store, key, image)
         return _loaded(image, name, load)
 
@@ -205,7 +222,9 @@ def _unchanged(store: Store, key: str) -> Image | None:
     return image
 
 
-def _plan(asked: Wish, name: str, version: str, artifact: Artifact, store: Store) -> ImagePlan:
+def _plan(
+    asked: Wish, name: str, found: Artifact | ModelVersion, artifact: Artifact, store: Store
+) -> ImagePlan:
     """Decide what the image is, from what it has to hold and what was found to work; what is packed early stays."""
     described = manifest.read(artifact.path)
     manifest.verify(artifact.path, described)
@@ -213,23 +232,47 @@ def _plan(asked: Wish, name: str, version: str, artifact: Artifact, store: Store
     base = inspect(asked.base, platform=asked.platform, python=python, store=store)
     wanted = roots(described, extra=asked.requirements, code_paths=asked.code_paths)
     lock = resolve(wanted, platform=asked.platform, python=python, accelerator=asked.accelerator)
+    _scan(asked, lock, base.reference)
     environment = install(lock, store.root)
+    files = package_files(artifact.path)
     draft = partial(
         plan_image,
         name=name,
-        version=version,
+        version=_version_of(found),
         base=base,
         environment=environment,
         runtime=runtime_files(),
         package=artifact.path,
         package_digest=described.digest,
-        files=package_files(artifact.path),
+        files=files,
+        kept_out=weights.kept_out(files, asked.separate_weights),
         code=code_files(asked.code_paths),
+        labels=lineage.labels(found if isinstance(found, ModelVersion) else None),
     )
     early = [layer for layer in draft(bytecode=Bytecode(files={})).layers if layer.kind in _EARLY]
     with Proof(environment, artifact.path, code_paths=asked.code_paths) as proof:
         pack_ahead(early, store)
         return draft(bytecode=proof.result())
+
+
+def _scan(asked: Wish, lock: Lock, base: str) -> None:
+    """Raise `GateRejected` if what the image will hold has a vulnerability that is too grave for what is asked."""
+    if asked.fail_on is None:
+        return
+    with step("scan", base) as said:
+        listed = sbom.text(sbom.bill(name="image", tag="", base=base, base_digest="", lock=lock))
+        found = scanning.gate(listed, base, fail_on=asked.fail_on)
+        said.result = f"{len(found)} known vulnerabilities, none of severity {asked.fail_on} or graver"
+
+
+def _made(plan: ImagePlan, to: Destination, maker: Builder) -> Image:
+    """Build the image, after one of the weights that it does not hold."""
+    if not plan.weights:
+        return maker.build(plan, to)
+    oci: Builder = plugins.create("builder", "oci")
+    held = oci.build(weights.plan_weights(plan), weights.beside(to))
+    image = maker.build(weights.naming(plan, held), to)
+    return replace(image, weights=held.reference)
 
 
 def _make_room(to: Destination) -> None:

@@ -47,7 +47,8 @@ class Image:
 
     `reference` names it by digest where the place allows (`ghcr.io/team/fraud@sha256:…`), so what is deployed is what
     was built; `tagged` is the same by its tag, for people. `digest` is that of the manifest, `id` that of the
-    configuration, by which an engine knows it. `sent` are the bytes that this build had to send.
+    configuration, by which an engine knows it. `sent` are the bytes that this build had to send. `weights` names the
+    image that holds the weights which this one does not, if there is one.
     """
 
     reference: str
@@ -63,6 +64,19 @@ class Image:
     package_digest: str
     labels: Mapping[str, str] = field(default_factory=dict)
     sent: int = 0
+    weights: str = ""
+
+    def sbom(self) -> dict[str, Any]:
+        """Return the bill of materials, as CycloneDX 1.6 has it in JSON; in a registry it lies beside the image."""
+        from mlopsnb.images.sbom import bill
+
+        return bill(
+            name=self.labels.get("org.opencontainers.image.title", "image"),
+            tag=self.tagged.rpartition(":")[2],
+            base=self.labels.get("org.opencontainers.image.base.name", self.base),
+            base_digest=self.labels.get("org.opencontainers.image.base.digest", ""),
+            lock=self.lock,
+        )
 
     @property
     def size(self) -> int:

@@ -18,7 +18,7 @@ from mlopsnb.images.plan import USER, WEIGHTS_MOUNT, File
 from mlopsnb.images.planning import WEIGHTS, retagged
 
 if TYPE_CHECKING:
-    from mlopsnb.images.image import Image
+    from mlopsnb.images.image import Destination, Image
     from mlopsnb.images.plan import ImagePlan
 
 THRESHOLD = 1 << 30
@@ -55,6 +55,15 @@ def kept_out(files: Sequence[File], separate: bool | None) -> Collection[str]:
             raise UserError("the package has no weights that could be kept out of the image")
         found = [max(weights, key=lambda f: f.size).path]
     return found
+
+
+def beside(to: Destination) -> Destination:
+    """Return where the image of the weights goes, for one that goes *to*; a file or directory holds one image."""
+    return (
+        to
+        if to.path is None
+        else replace(to, path=to.path.with_name(f"{to.path.stem}-weights{to.path.suffix}"))
+    )
 
 
 def plan_weights(plan: ImagePlan) -> ImagePlan:

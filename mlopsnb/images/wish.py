@@ -15,6 +15,7 @@ from mlopsnb.images.destinations import LOADERS, command_of
 from mlopsnb.images.environment.request import Accelerator
 from mlopsnb.images.image import Destination
 from mlopsnb.images.references import parse, parse_registry
+from mlopsnb.images.scanning import Severity, severity
 from mlopsnb.images.sizes import read_size
 
 if TYPE_CHECKING:
@@ -26,7 +27,11 @@ _PLATFORM = re.compile(r"linux/[a-z0-9]+(/v[0-9]+)?")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
-    """How an image is to be made. `budget` is the most bytes that it may have."""
+    """How an image is to be made.
+
+    `budget` is the most bytes that it may have, `fail_on` the severity of a vulnerability that stops the build, `sign`
+    the file of the key to sign with. `separate_weights` is as `weights.kept_out` takes it.
+    """
 
     base: str
     platform: str
@@ -34,6 +39,9 @@ class Wish:
     requirements: tuple[str, ...]
     code_paths: tuple[Path, ...]
     budget: int | None
+    separate_weights: bool | None
+    fail_on: Severity | None
+    sign: Path | None
 
 
 def read(
@@ -44,6 +52,9 @@ def read(
     requirements: Sequence[str],
     code_paths: Sequence[str | Path],
     max_size: int | str | None,
+    separate_weights: bool | None,
+    scan: str | None,
+    sign: str | Path | None,
 ) -> Wish:
     """Check the arguments of a build; `UserError` names the one that cannot be."""
     return Wish(
@@ -53,6 +64,9 @@ def read(
         requirements=_sequence("requirements", requirements),
         code_paths=_existing(_sequence("code_paths", code_paths)),
         budget=None if max_size is None else read_size(max_size),
+        separate_weights=separate_weights,
+        fail_on=None if scan is None else severity(scan),
+        sign=None if sign is None else Path(sign).expanduser().absolute(),
     )
 
 

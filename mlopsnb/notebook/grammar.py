@@ -219,6 +219,18 @@ BUILD = Verb(
         ),
         Argument(name="max_size", kind="text", help="fail if it is larger when compressed, such as 900MB"),
         Argument(
+            name="separate_weights",
+            kind="flag",
+            help="keep the model's largest file in an image of its own",
+        ),
+        Argument(
+            name="scan",
+            kind="text",
+            help="fail at a known vulnerability of this severity or graver; needs trivy or grype",
+            choices=("low", "medium", "high", "critical"),
+        ),
+        Argument(name="sign", kind="text", help="file of the private key to sign the image with"),
+        Argument(
             name="apt", kind="words", help="a Debian package to install first, by an engine; repeatable"
         ),
         Argument(

@@ -23,6 +23,8 @@ def _facts(image: Any) -> list[Row]:
         ("platform", image.platform),
         ("builder", image.builder),
     ]
+    if image.weights:
+        rows.append(("weights, kept out", Code(image.weights)))
     rows += [("to make it smaller", said) for said in advice(image.layers, image.lock)]
     return rows + how_to_run(image)
 
