@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["builder", "format", "tracker", "target"]
 
-_BUILT_IN = {
+BUILT_IN = {
     ("format", "onnx"): "mlopsnb.formats.onnx:Onnx",
     ("format", "savedmodel"): "mlopsnb.formats.savedmodel:SavedModel",
     ("format", "torch_export"): "mlopsnb.formats.torch_export:TorchExport",
@@ -32,8 +32,8 @@ def available(kind: Kind) -> dict[str, EntryPoint]:
 
 def create(kind: Kind, name: str, /, **options: object) -> Any:
     """Load the back end *name* and make one, or raise `UnknownBackend`."""
-    if (kind, name) in _BUILT_IN:
-        module, _, attribute = _BUILT_IN[kind, name].partition(":")
+    if (kind, name) in BUILT_IN:
+        module, _, attribute = BUILT_IN[kind, name].partition(":")
         return getattr(import_module(module), attribute)(**options)
     found = available(kind)
     if name not in found:

@@ -21,7 +21,7 @@ from typing import Any
 
 from mlopsnb.errors import BuildError, MissingExtra
 from mlopsnb.events import report_progress, step
-from mlopsnb.images.cache import Store
+from mlopsnb.images.cache import SIZE, Store
 from mlopsnb.images.environment import Environment, InstalledFile, pip, sources, stripping, uv
 from mlopsnb.images.environment.kernel import canonical
 from mlopsnb.images.environment.request import here, minor
@@ -51,6 +51,7 @@ def install(lock: Lock, cache: Path) -> Environment:
             packages = _files(draft / _SITE, trash)
             _write(draft / _INDEX, packages)
             environment = Environment(lock=lock, root=place / _SITE, packages=packages)
+            (draft / SIZE).write_text(str(environment.size), encoding="ascii")
             _keep(draft, place)
             log.result = f"{len(packages)} packages, {environment.size / 1e6:.0f} MB"
             return environment

@@ -22,14 +22,20 @@ def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+def parsed(directory: str) -> tuple[str, str] | None:
+    """Return the canonical name and the version that *directory*, of an installed package's metadata, is named after."""
+    match = _INSTALLED.fullmatch(directory)
+    return (canonical(match["name"]), match["version"]) if match else None
+
+
 def versions(paths: Iterable[str] | None = None) -> dict[str, str]:
     """Return the version of each installed package, local part included; the first on the path is the one imported."""
     found: dict[str, str] = {}
     for directory in sys.path if paths is None else paths:
         with suppress(OSError):
             for entry in sorted(os.listdir(directory or ".")):
-                if match := _INSTALLED.fullmatch(entry):
-                    found.setdefault(canonical(match["name"]), match["version"])
+                if package := parsed(entry):
+                    found.setdefault(*package)
     return found
 
 
@@ -38,8 +44,8 @@ def origin(name: str, paths: Iterable[str] | None = None) -> str:
     for directory in sys.path if paths is None else paths:
         with suppress(OSError, ValueError):
             for entry in os.listdir(directory or "."):
-                match = _INSTALLED.fullmatch(entry)
-                if match and canonical(match["name"]) == name:
+                package = parsed(entry)
+                if package and package[0] == name:
                     record: Any = json.loads((Path(directory) / entry / "direct_url.json").read_bytes())
                     return clean(str(record.get("url", "")))
     return ""
