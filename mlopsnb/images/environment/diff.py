@@ -77,7 +77,10 @@ def in_image(paths: Iterable[str]) -> dict[str, str]:
 
 
 def _machine(lock: Lock) -> dict[str, tuple[str, str]]:
-    return {"python": (minor(), lock.python), "platform": (here() or platform.platform(terse=True), lock.platform)}
+    return {
+        "python": (minor(), lock.python),
+        "platform": (here() or platform.platform(terse=True), lock.platform),
+    }
 
 
 def _of_machine(name: str, notebook: str, lock: str) -> Difference | None:

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlopsnb.errors import BuildError, MissingExtra
 from mlopsnb.events import report_progress, step
@@ -26,7 +26,9 @@ from mlopsnb.images.environment import Environment, InstalledFile, pip, sources,
 from mlopsnb.images.environment.kernel import canonical
 from mlopsnb.images.environment.request import here, minor
 from mlopsnb.images.errors import storing
-from mlopsnb.images.lock import Lock
+
+if TYPE_CHECKING:
+    from mlopsnb.images.lock import Lock
 
 _FORMAT = "1"
 _SITE = "site-packages"
@@ -128,7 +130,9 @@ def _files(root: Path, trash: Path) -> dict[str, tuple[InstalledFile, ...]]:
         )
     _settle(root, records)
     return {
-        name: tuple(InstalledFile(path, *_size(there[path], digest)) for path, digest in sorted(files.items()))
+        name: tuple(
+            InstalledFile(path, *_size(there[path], digest)) for path, digest in sorted(files.items())
+        )
         for name, files in sorted(records.items())
     }
 

@@ -46,7 +46,6 @@ _renamed: Callable[[CodeType, str], None] = importlib.import_module("_imp")._fix
 """Says where code really lies, as the import system does for a module that was compiled elsewhere."""
 
 
-
 class Recorder:
     """Compiles modules below *roots*, which all become the directory *place*, and remembers the result by path.
 
@@ -113,7 +112,13 @@ def _dumped(code: CodeType) -> bytes:
         item = left.pop()
         held.append(item)
         if isinstance(item, CodeType):
-            left += [item.co_name, item.co_qualname, item.co_filename, item.co_linetable, item.co_exceptiontable]
+            left += [
+                item.co_name,
+                item.co_qualname,
+                item.co_filename,
+                item.co_linetable,
+                item.co_exceptiontable,
+            ]
             left += [*item.co_names, *item.co_varnames, *item.co_cellvars, *item.co_freevars, *item.co_consts]
         elif isinstance(item, (tuple, frozenset)):
             left += item
@@ -122,7 +127,7 @@ def _dumped(code: CodeType) -> bytes:
 
 def main() -> None:
     """Do what the module says."""
-    asked = open(0, "rb", buffering=0)  # noqa: PTH123, SIM115  what is read ahead, `select` would not see
+    asked = open(0, "rb", buffering=0)  # noqa: SIM115  what is read ahead, `select` would not see
     config = _message(asked.readline())
     recorder = Recorder(config["roots"], config["place"], _known(config["known"]))
     recorder.install()
@@ -158,17 +163,17 @@ def _answer(recorder: Recorder, asked: Mapping[str, Any]) -> None:
         recorder.known = _known(asked["known"])
         result = _serve(asked["package"])
         if not result:
-            for file in asked["compiled_anyway"]:
-                recorder.code(file, Path(file).read_bytes)
+            for source in asked["compiled_anyway"]:
+                recorder.code(source, Path(source).read_bytes)
     except BaseException as exc:  # noqa: BLE001  whatever it is, whoever asked has to know
         traceback.print_exc()
         result = {"error": f"{type(exc).__name__}: {exc}"}
     index: dict[str, tuple[int, int]] = {}
-    with (out / "compiled").open("wb") as file:
-        for path, data in sorted(recorder.compiled.items()):
-            if path not in recorder.known:
-                index[path] = (file.tell(), len(data))
-                file.write(data)
+    with (out / "compiled").open("wb") as compiled:
+        for module, data in sorted(recorder.compiled.items()):
+            if module not in recorder.known:
+                index[module] = (compiled.tell(), len(data))
+                compiled.write(data)
     told = {**result, "used": sorted(recorder.used), "compiled": index}
     (out / "result.json").write_text(json.dumps(told), encoding="utf-8")
     sys.stderr.flush()
@@ -210,7 +215,19 @@ def _serve(package: str) -> dict[str, str]:
     thread.start()
     server.main(
         [
-            *(package, "--host", "127.0.0.1", "--port", "0", "--grpc-port", "0", "--workers", "1", "--name", "model"),
+            *(
+                package,
+                "--host",
+                "127.0.0.1",
+                "--port",
+                "0",
+                "--grpc-port",
+                "0",
+                "--workers",
+                "1",
+                "--name",
+                "model",
+            ),
             *("--ready-fd", str(write_end), "--request-timeout", _LONG, "--drain-seconds", "1"),
             *("--max-body-bytes", "2GB"),
         ]
@@ -264,7 +281,9 @@ def _ask_otherwise(url: str, few: Mapping[str, Any]) -> dict[str, str]:
     from mlopsnb.serving import v2
     from mlopsnb.serving.errors import BadRequest
 
-    requests: list[tuple[str, bytes | None]] = [(path, None) for path in ("/ready", "/metrics", "/v2/models/model")]
+    requests: list[tuple[str, bytes | None]] = [
+        (path, None) for path in ("/ready", "/metrics", "/v2/models/model")
+    ]
     try:
         message = json.loads(v2.encode_request(few))
     except BadRequest:  # JSON has no infinity

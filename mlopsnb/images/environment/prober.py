@@ -115,7 +115,13 @@ class Prober:
                 encoding="utf-8",
             )
         roots = [str(environment.root.resolve()), str(stage)]
-        message = {"roots": roots, "place": place, "modules": list(modules), "known": known, "home": str(self._home)}
+        message = {
+            "roots": roots,
+            "place": place,
+            "modules": list(modules),
+            "known": known,
+            "home": str(self._home),
+        }
         self._send(self._home / "start.json", message)
 
     def ask(self, package: Path, out: Path, known: Any) -> None:

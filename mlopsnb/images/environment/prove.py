@@ -27,8 +27,8 @@ from mlopsnb.images import contents
 from mlopsnb.images.cache import Store
 from mlopsnb.images.environment import Bytecode, Environment, kernel, probe
 from mlopsnb.images.environment.kernel import canonical
-from mlopsnb.images.environment.request import here, minor
 from mlopsnb.images.environment.prober import Prober, take
+from mlopsnb.images.environment.request import here, minor
 from mlopsnb.images.errors import Incomplete, storing
 from mlopsnb.images.planning import site_packages
 from mlopsnb.settings import settings
@@ -40,7 +40,9 @@ if TYPE_CHECKING:
 _FORMAT = "1"
 _NOT_INSTALLED = re.compile(r"No module named '([\w.]+)'|'([\w.]+)' is not installed")
 _NAME = re.compile(r"[^A-Za-z0-9._-]")
-_SERVER = tuple(f"mlopsnb.serving.{name}" for name in ("__main__", "app", "engine", "server", "worker", "rpc.service"))
+_SERVER = tuple(
+    f"mlopsnb.serving.{name}" for name in ("__main__", "app", "engine", "server", "worker", "rpc.service")
+)
 _TOLD_LINES = 12
 
 
@@ -131,7 +133,9 @@ class Proof:
         if (lock.platform, lock.python) == (here(), minor()):
             return None
         note = f"an environment for {lock.platform} and Python {lock.python} cannot be run here: the model was not loaded"
-        return Bytecode(files={}, notes=(f"{note} from it before it was packed, and no modules are compiled",))
+        return Bytecode(
+            files={}, notes=(f"{note} from it before it was packed, and no modules are compiled",)
+        )
 
     def _kept(self) -> Bytecode | None:
         used = self._store.note("proofs", self._proof_key)
@@ -225,7 +229,8 @@ def _crashed(status: int, said: str) -> Incomplete:
         how = f"was ended by {signal.Signals(-status).name}"
     hint = "is there memory enough for a second copy of the model?" if status == -signal.SIGKILL else ""
     return Incomplete(
-        f"the process that served the model from the environment meant for its image {how}: {last[-800:]}", hint=hint
+        f"the process that served the model from the environment meant for its image {how}: {last[-800:]}",
+        hint=hint,
     )
 
 
@@ -244,4 +249,6 @@ def _modules(environment: Environment, described: Manifest) -> tuple[str, ...]:
 
 def _top_level(environment: Environment, name: str) -> set[str]:
     files = environment.packages.get(name, ())
-    return {f.path.partition("/")[0] for f in files if f.path.endswith("/__init__.py") and f.path.count("/") == 1}
+    return {
+        f.path.partition("/")[0] for f in files if f.path.endswith("/__init__.py") and f.path.count("/") == 1
+    }
