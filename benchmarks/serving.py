@@ -1,6 +1,6 @@
 """Our server against the peers, a bare loop and the ceiling, in one run on one machine.
 
-    python benchmarks/serving.py [--quick] [--servers mlopsnb triton …] [--models mlp conv table mlp-grpc]
+    python benchmarks/serving.py [--quick] [--servers mlopsnb triton …] [--models mlp conv table table-binary mlp-grpc]
 
 Rounds are outermost and the servers take turns within a round, so that a slow moment of the machine hits all of them
 alike; the medians over the rounds count. Every server's answers are compared with the model's before it is measured,
@@ -25,20 +25,27 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from serving_peers import cases, grpc_load, load, processes, report, servers, venvs
+from serving_peers import cases, forward, grpc_load, load, processes, report, servers, targets, venvs
 from serving_peers.cases import CASES, Prepared
 from serving_peers.load import Load, NoLoad, find_wrk
 from serving_peers.processes import CannotServe, Running, running
 from serving_peers.report import Failure, Measurement
 from serving_peers.servers import FAMILIES, SERVERS, Command, Server
 
+if TYPE_CHECKING:
+    from serving_peers.forward import Limit
+
 CONCURRENCIES = (1, 8, 64)
 _REFUSED_SECONDS = 20
-_BODIES = {"v2": cases.v2_body, "mlflow": cases.mlflow_body, "grpc": cases.grpc_body}
-_ASKS = {"http": processes.post, "grpc": grpc_load.ask}
-_LOADS = {"http": load.measure, "grpc": grpc_load.measure}
+_WARM_UP = 8
+_BODIES = {
+    "v2": cases.v2_body,
+    "binary": cases.binary_body,
+    "mlflow": cases.mlflow_body,
+    "grpc": cases.grpc_body,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,9 +79,9 @@ def _parser() -> argparse.ArgumentParser:
         help=", ".join(FAMILIES),
     )
     add("--models", nargs="+", choices=CASES, default=list(CASES), metavar="NAME", help=", ".join(CASES))
-    add("--seconds", type=float, default=5.0, help="of each measurement (default: %(default)s)")
+    add("--seconds", type=float, default=2.0, help="of each measurement, whole ones (default: %(default)s)")
     add("--repeat", type=int, default=3, help="rounds; medians need 3 (default: %(default)s)")
-    add("--quick", action="store_true", help="one round of 2 s: whether all works, not how fast")
+    add("--quick", action="store_true", help="one round of 1 s: whether all works, not how fast")
     add(
         "--venvs",
         type=Path,
@@ -90,10 +97,11 @@ def _cache() -> Path:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    seconds, rounds = (2.0, 1) if args.quick else (args.seconds, args.repeat)
+    seconds, rounds = (1.0, 1) if args.quick else (args.seconds, args.repeat)
     chosen = [s for s in SERVERS if s.family in args.servers]
     measurements: list[Measurement] = []
     failures: list[Failure] = []
+    limits: list[Limit] = []
     about = _about(seconds, rounds)
     pythons = _install(chosen, args.venvs, failures, args.models, about)
     with tempfile.TemporaryDirectory(prefix="mlopsnb-serving-") as name:
@@ -101,23 +109,38 @@ def _compare(args: argparse.Namespace) -> int:
         about["forward_ms"] = {p.case.name: round(p.forward_ms, 4) for p in prepared}
         try:
             for number, case, server in _turns(rounds, prepared, chosen):
-                if server.environment is None or server.environment in pythons:
+                if server is None:
+                    limits.append(_alone(case, number))
+                elif server.environment is None or server.environment in pythons:
                     python = pythons.get(server.environment or "")
                     _turn(server, case, python, Path(name), number, seconds, measurements, failures, args.out)
         finally:  # what was measured before an interruption is kept
             about["load_average_end"] = os.getloadavg()
-            _write(args.out, about, measurements, failures)
+            _write(args.out, about, measurements, failures, limits)
     return 1 if failures else 0
 
 
 def _turns(
     rounds: int, prepared: Sequence[Prepared], chosen: Sequence[Server]
-) -> Iterator[tuple[int, Prepared, Server]]:
+) -> Iterator[tuple[int, Prepared, Server | None]]:
+    """Return what is measured, in order; no server: the model alone."""
     for number in range(1, rounds + 1):
         for case in prepared:
+            if forward.counts(case.case):
+                yield number, case, None
             for server in chosen:
                 if case.case.name in server.cases:
                     yield number, case, server
+
+
+def _alone(case: Prepared, number: int) -> Limit:
+    limit = forward.limit(case, number)
+    print(
+        f"round {number}, {case.case.name}, the model alone: {limit.rows_per_second:,.0f} rows a second "
+        f"({limit.instances} at a time, {limit.rows} rows a call)",
+        flush=True,
+    )
+    return limit
 
 
 def _install(
@@ -190,13 +213,17 @@ def _measure(
 ) -> Measurement:
     command = server.command(case, python, folder)
     _set_up(command, folder)
-    bodies = [_BODIES[command.body](case, i) for i in range(cases.CHECKED_INPUTS)]
+    bodies = case.bodies.get(command.body)
+    if bodies is None:
+        encode = _BODIES[command.body]
+        bodies = case.bodies[command.body] = [encode(case, i) for i in range(cases.CHECKED_INPUTS)]
     average = os.getloadavg()
     with running(
         command.argv, env=dict(command.env), cwd=folder, log=folder / "server.log", silent=command.silent
     ) as process:
-        ready = process.wait_ready(command.url, bodies[0], ask=_ASKS[case.case.protocol])
+        ready = process.wait_ready(command.url, bodies[0], ask=_ask(case))
         _check(command, case, bodies)
+        _load(command, case, bodies[0], _WARM_UP, 1, process)
         loads = tuple(_load(command, case, bodies[0], c, seconds, process) for c in CONCURRENCIES)
         _check(command, case, bodies)
         memory = process.pss_mb()
@@ -210,6 +237,13 @@ def _measure(
         loads=loads,
         load_average=average,
     )
+
+
+def _ask(case: Prepared) -> processes.Ask:
+    """Return what sends one request of *case*."""
+    if case.case.protocol == "grpc":
+        return grpc_load.ask
+    return partial(processes.post, headers=cases.headers(case))
 
 
 def _set_up(command: Command, folder: Path) -> None:
@@ -251,7 +285,7 @@ def _check(command: Command, case: Prepared, bodies: Sequence[bytes]) -> None:
 
 def _asked(command: Command, case: Prepared, body: bytes) -> tuple[int, bytes]:
     try:
-        return _ASKS[case.case.protocol](command.url, body)
+        return _ask(case)(command.url, body)
     except OSError as exc:
         return 0, f"{type(exc).__name__}: {exc}".encode()
 
@@ -259,15 +293,10 @@ def _asked(command: Command, case: Prepared, body: bytes) -> tuple[int, bytes]:
 def _load(
     command: Command, case: Prepared, body: bytes, concurrency: int, seconds: float, process: Running
 ) -> Load:
-    measure = partial(
-        _LOADS[case.case.protocol],
-        command.url,
-        body,
-        concurrency=concurrency,
-        server_cpu=process.cpu_seconds,
-    )
-    measure(seconds=1)  # warm up
-    return measure(seconds=seconds)
+    common = {"concurrency": concurrency, "seconds": seconds, "server_cpu": process.cpu_seconds}
+    if case.case.protocol == "grpc":
+        return grpc_load.measure(command.url, body, **common)
+    return load.measure(command.url, body, headers=cases.headers(case), **common)
 
 
 def _about(seconds: float, rounds: int) -> dict[str, Any]:
@@ -303,22 +332,29 @@ def _processor() -> str:
 
 
 def _write(
-    out: Path, about: Mapping[str, Any], measurements: Sequence[Measurement], failures: Sequence[Failure]
+    out: Path,
+    about: Mapping[str, Any],
+    measurements: Sequence[Measurement],
+    failures: Sequence[Failure],
+    limits: Sequence[Limit],
 ) -> None:
-    """Write table, JSON and plot into *out*, and print the table, the failures and, last, the ratios."""
+    """Write table, JSON and plot into *out*, and print the table, the failures, the ratios and, last, the targets."""
     if not measurements and not failures:
         return
     out.mkdir(parents=True, exist_ok=True)
     found = report.ratios(measurements)
     done = list(dict.fromkeys([*(m.case for m in measurements), *(f.case for f in failures)]))
     tables = [report.table(measurements, failures, case) for case in done]
-    text = "\n".join([_heading(about), *tables, report.ratio_table(found)])
+    verdicts = targets.verdicts(measurements, limits)
+    text = "\n".join([_heading(about), *tables, report.ratio_table(found), targets.block(verdicts)])
     print(f"\n{text}")
     (out / "serving.md").write_text(text)
     content = {
         "about": about,
         "medians": {case: [asdict(x) for x in report.lines(measurements, case)] for case in done},
         "ratios": [asdict(r) for r in found],
+        "targets": [{**asdict(v), "met": v.met} for v in verdicts],
+        "limits": [asdict(x) for x in limits],
         "failures": [asdict(f) for f in failures],
         "measurements": [asdict(m) for m in measurements],
     }

@@ -44,6 +44,8 @@ MISSING = {
     "fuzz": lambda: "" if importlib.util.find_spec("atheris") else "the package atheris is not installed",
     "engine": cache(lambda: _silent("docker", "version")),
     "kserve": partial(_no_client, "kserve"),
+    "registry": lambda: "" if shutil.which("docker-registry") else "no docker-registry on the PATH",
+    "skopeo": lambda: "" if shutil.which("skopeo") else "no skopeo on the PATH",
     "triton": partial(_no_client, "triton"),
 }
 """Markers of tests that need more than Python, and what says why that is missing (nothing if it is there).

@@ -21,7 +21,10 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One model with one size of request. `heavy`: a forward takes milliseconds, so servers get two workers."""
+    """One model with one size of request. `heavy`: a forward takes milliseconds, so servers get two workers.
+
+    `binary`: tensors go and come as raw bytes behind the JSON.
+    """
 
     name: str
     title: str
@@ -29,6 +32,7 @@ class Case:
     rows: int
     heavy: bool
     protocol: str = "http"
+    binary: bool = False
 
 
 CASES = {
@@ -37,6 +41,14 @@ CASES = {
         Case("mlp", "MLP 32→64→64→2, one row", (32,), 1, heavy=False),
         Case("conv", "convnet on 3 by 64 by 64, one row", (3, 64, 64), 1, heavy=True),
         Case("table", "MLP 32→64→64→2, a batch of 1,000 rows", (32,), 1000, heavy=False),
+        Case(
+            "table-binary",
+            "MLP 32→64→64→2, a batch of 1,000 rows, raw bytes",
+            (32,),
+            1000,
+            heavy=False,
+            binary=True,
+        ),
         Case("mlp-grpc", "MLP 32→64→64→2, one row, gRPC, raw bytes", (32,), 1, heavy=False, protocol="grpc"),
     )
 }
@@ -67,6 +79,8 @@ class Prepared:
     answers: tuple[np.ndarray, ...] = field(repr=False)
     input_name: str
     forward_ms: float
+    bodies: dict[str, list[bytes]] = field(default_factory=dict, repr=False)
+    """The encoded inputs, by the name of the encoding; made when first asked for."""
 
     @property
     def script(self) -> Path:
@@ -129,6 +143,25 @@ def v2_body(prepared: Prepared, index: int) -> bytes:
     return json.dumps({"inputs": [tensor]}, separators=(",", ":")).encode()
 
 
+def binary_body(prepared: Prepared, index: int) -> bytes:
+    """Return request *index* with the protocol's extension for binary tensors, both ways."""
+    return _binary(prepared, index)[0]
+
+
+def headers(prepared: Prepared) -> dict[str, str]:
+    """Return what a request's head says of its body."""
+    if not prepared.case.binary:
+        return {"Content-Type": "application/json"}
+    length = _binary(prepared, 0)[1]  # the same for all, as nothing but the numbers differs
+    return {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(length)}
+
+
+def _binary(prepared: Prepared, index: int) -> tuple[bytes, int]:
+    from mlopsnb.serving.v2 import encode_binary_request
+
+    return encode_binary_request({prepared.input_name: prepared.inputs[index]})
+
+
 def mlflow_body(prepared: Prepared, index: int) -> bytes:
     """Return request *index* as MLflow's `/invocations` takes it: the same numbers, nested."""
     x = prepared.inputs[index]
@@ -155,7 +188,7 @@ def _numbers(x: np.ndarray) -> list[float]:
 def right(prepared: Prepared, index: int, body: bytes) -> str:
     """Return what is wrong with the answer *body* to request *index*; nothing if it is the model's answer."""
     try:
-        found = _grpc_answer(body) if prepared.case.protocol == "grpc" else _answer(json.loads(body))
+        found = _grpc_answer(body) if prepared.case.protocol == "grpc" else _http_answer(body)
     except Exception as exc:  # noqa: BLE001  whatever a peer sends is told as it is
         return f"an answer of another form ({type(exc).__name__}: {exc}): {body[:200]!r}"
     wanted = prepared.answers[index]
@@ -172,6 +205,13 @@ def _grpc_answer(body: bytes) -> np.ndarray:
     if response.raw_output_contents:
         return np.frombuffer(response.raw_output_contents[0], "<f4").astype(np.float64)
     return np.array(response.outputs[0].contents.fp32_contents, dtype=np.float64)
+
+
+def _http_answer(body: bytes) -> np.ndarray:
+    """Return the numbers in the JSON, or those that follow it as raw bytes."""
+    content, end = json.JSONDecoder().raw_decode(body.decode("latin-1"))
+    raw = body[end:]
+    return np.frombuffer(raw, "<f4").astype(np.float64) if raw.strip() else _answer(content)
 
 
 def _answer(content) -> np.ndarray:

@@ -31,7 +31,7 @@ class Runtime(kserve.Model):
     async def predict(self, payload, headers=None, response_headers=None):
         answer = self._run(payload.inputs[0].as_numpy())
         output = kserve.InferOutput(name="y", shape=list(answer.shape), datatype="FP32")
-        output.set_data_from_numpy(answer, binary_data=_GRPC_PORT > 0)
+        output.set_data_from_numpy(answer, binary_data=_GRPC_PORT > 0 or launch_common.BINARY)
         return kserve.InferResponse(
             response_id=payload.id or "", model_name=self.name, infer_outputs=[output]
         )

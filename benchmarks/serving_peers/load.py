@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,9 @@ local file = io.open(os.getenv("WRK_BODY"), "rb")
 wrk.method = "POST"
 wrk.body = file:read("*a")
 file:close()
-wrk.headers["Content-Type"] = "application/json"
+for name, value in string.gmatch(os.getenv("WRK_HEADERS"), "([^:]+):([^\\n]+)\\n") do
+  wrk.headers[name] = value
+end
 done = function(summary, latency, requests)
   local e = summary.errors
   io.write(string.format(
@@ -71,7 +74,9 @@ def find_wrk() -> str:
     return path
 
 
-def measure(url: str, body: bytes, *, concurrency: int, seconds: float, server_cpu) -> Load:
+def measure(
+    url: str, body: bytes, *, headers: Mapping[str, str], concurrency: int, seconds: float, server_cpu
+) -> Load:
     """Send *body* to *url* over *concurrency* connections for *seconds*, each waiting for its answer.
 
     *server_cpu* returns the CPU seconds of the server so far.
@@ -83,7 +88,8 @@ def measure(url: str, body: bytes, *, concurrency: int, seconds: float, server_c
         command = [find_wrk(), "-t1", f"-c{concurrency}", f"-d{max(1, round(seconds))}s"]
         command += ["--timeout", f"{_TIMEOUT_SECONDS}s", "-s", str(script), url]
         busy, server, start = busy_seconds(), server_cpu(), time.perf_counter()
-        text, wrk_seconds = run(command, {**os.environ, "WRK_BODY": str(data)})
+        told = "".join(f"{name}:{value}\n" for name, value in headers.items())
+        text, wrk_seconds = run(command, {**os.environ, "WRK_BODY": str(data), "WRK_HEADERS": told})
         passed = time.perf_counter() - start
         busy, server = busy_seconds() - busy, server_cpu() - server
     found = [line for line in text.splitlines() if line.startswith("RESULT ")]

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -18,6 +18,7 @@ READY_SECONDS = 60
 Ask = Callable[..., tuple[int, bytes]]
 """Sends a body to a URL; returns the status and the answer."""
 
+JSON = {"Content-Type": "application/json"}
 _GRACE_SECONDS = 10
 
 
@@ -130,10 +131,12 @@ def running(
             signal.signal(signal.SIGINT, before)
 
 
-def post(url: str, body: bytes, *, timeout: float = 30) -> tuple[int, bytes]:
+def post(
+    url: str, body: bytes, *, timeout: float = 30, headers: Mapping[str, str] = JSON
+) -> tuple[int, bytes]:
     """Send *body* to *url* over a connection of its own; return the status and the answer."""
     parts = urlsplit(url)
     with contextlib.closing(http.client.HTTPConnection(parts.netloc, timeout=timeout)) as connection:
-        connection.request("POST", parts.path, body, {"Content-Type": "application/json"})
+        connection.request("POST", parts.path, body, dict(headers))
         response = connection.getresponse()
         return response.status, response.read()

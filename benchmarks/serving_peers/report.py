@@ -55,6 +55,16 @@ class Line:
     at: Mapping[int, Mapping[str, float]]
 
 
+RIVALS: Mapping[str, Callable[[Line], bool]] = {
+    "Triton": lambda x: x.family == "triton",
+    "MLServer": lambda x: x.family == "mlserver",
+    "best Python peer": lambda x: x.family in PYTHON_PEERS,
+    "best peer": lambda x: x.family in ("triton", *PYTHON_PEERS),
+    "bare loop": lambda x: x.family == "bare loop",
+    "ceiling": lambda x: x.family == "ceiling",
+}
+"""Whom we are compared with; of several lines the best one counts."""
+
 _MEDIANS = ("rps", "p50_ms", "p99_ms", "cpu_us", "wrk_cpu")
 _WORST = ("foreign_cpu", "failed")
 
@@ -105,13 +115,13 @@ def table(measurements: Sequence[Measurement], failures: Sequence[Failure], case
                 "rounds",
             ),
         ]
-        out += [_row(head), _row(["---"] * len(head)), *(_row(_cells(line)) for line in found)]
+        out += [row(head), row(["---"] * len(head)), *(row(_cells(line)) for line in found)]
     missing = [f for f in failures if f.case == case]
     out += ["", *(f"- not measured: **{f.server}** (round {f.round}): {f.reason}" for f in missing)]
     return "\n".join(out).rstrip() + "\n"
 
 
-def _row(cells: Iterable[str]) -> str:
+def row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
@@ -155,18 +165,11 @@ def ratios(measurements: Sequence[Measurement]) -> list[Ratio]:
 
     More is better in `rps`, less in `p50` and `p99`.
     """
-    groups: dict[str, Callable[[Line], bool]] = {
-        "Triton": lambda x: x.family == "triton",
-        "MLServer": lambda x: x.family == "mlserver",
-        "best Python peer": lambda x: x.family in PYTHON_PEERS,
-        "bare loop": lambda x: x.family == "bare loop",
-        "ceiling": lambda x: x.family == "ceiling",
-    }
     found = []
     for case in dict.fromkeys(m.case for m in measurements):
         all_lines = lines(measurements, case)
         for ours in (x for x in all_lines if x.family == OURS):
-            for against, belongs in groups.items():
+            for against, belongs in RIVALS.items():
                 rivals = [x for x in all_lines if belongs(x)]
                 if rivals:
                     found += [_ratio(case, c, against, ours, rivals) for c in ours.at]
@@ -194,10 +197,10 @@ def ratio_table(found: Sequence[Ratio]) -> str:
         return "No ratios: they need our server and at least one other.\n"
     levels = sorted({r.concurrency for r in found})
     head = ["model", "ours", "÷", *(f"c={c}: rps (P50, P99), rival" for c in levels)]
-    out = ["## Ratios", "", _row(head), _row(["---"] * len(head))]
+    out = ["## Ratios", "", row(head), row(["---"] * len(head))]
     for key in dict.fromkeys((r.case, r.ours, r.against) for r in found):
         of = {r.concurrency: r for r in found if (r.case, r.ours, r.against) == key}
-        out.append(_row([*key, *(_said(of[c]) if c in of else "" for c in levels)]))
+        out.append(row([*key, *(_said(of[c]) if c in of else "" for c in levels)]))
     return "\n".join(out) + "\n"
 
 
@@ -216,9 +219,9 @@ def plot(measurements: Sequence[Measurement], path: Path) -> None:
     figure, panels = pyplot.subplots(
         len(cases), 2, figsize=(13, 4.2 * len(cases)), squeeze=False, layout="constrained"
     )
-    for row, case in zip(panels, cases, strict=True):
+    for pair, case in zip(panels, cases, strict=True):
         found = lines(measurements, case)
-        for panel, key, label in ((row[0], "rps", "requests a second"), (row[1], "p99_ms", "P99, ms")):
+        for panel, key, label in ((pair[0], "rps", "requests a second"), (pair[1], "p99_ms", "P99, ms")):
             _bars(panel, found, key)
             panel.set_title(f"{CASES[case].title}: {label}", fontsize=10)
     panels[0][0].legend(fontsize=8)

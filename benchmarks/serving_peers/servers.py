@@ -70,16 +70,22 @@ class Place:
     @property
     def env(self) -> dict[str, str]:
         """What the launchers read, and one thread a worker in every numeric library."""
-        case = self.prepared.case
-        return {
-            "BENCH_MODEL": str(self.prepared.script),
-            "BENCH_INPUT": self.prepared.input_name,
-            "BENCH_ROW": ",".join(map(str, case.row)),
-            "BENCH_HEAVY": str(int(case.heavy)),
-            "BENCH_BATCH": str(int(self.batched)),
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(_HERE.parent),
-        }
+        return {**model_env(self.prepared), "BENCH_BATCH": str(int(self.batched))}
+
+
+def model_env(prepared: Prepared) -> dict[str, str]:
+    """Return what a launcher reads to load the model, and one thread in every numeric library."""
+    case = prepared.case
+    return {
+        "BENCH_MODEL": str(prepared.script),
+        "BENCH_INPUT": prepared.input_name,
+        "BENCH_ROW": ",".join(map(str, case.row)),
+        "BENCH_ROWS": str(case.rows),
+        "BENCH_HEAVY": str(int(case.heavy)),
+        "BENCH_BINARY": str(int(case.binary)),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(_HERE.parent),
+    }
 
 
 def free_port() -> int:
@@ -94,7 +100,7 @@ def _open_inference(place: Place, http_port: int, grpc_port: int, **how: Any) ->
     """Return a command of a server that speaks the protocol both ways; it is asked as the case says."""
     if place.grpc:
         return Command(port=grpc_port, path=grpc_load.PATH, body="grpc", **how)
-    return Command(port=http_port, **how)
+    return Command(port=http_port, body="binary" if place.prepared.case.binary else "v2", **how)
 
 
 def _ours(place: Place, *options: str) -> Command:
@@ -103,7 +109,8 @@ def _ours(place: Place, *options: str) -> Command:
     command += ["--port", str(port), *options]
     if place.grpc:
         command += ["--grpc-port", str(grpc_port)]
-    return _open_inference(place, port, grpc_port, argv=command, silent=True)
+    env = {"PYTHONDONTWRITEBYTECODE": ""}  # installed packages, as the peers are, have their bytecode
+    return _open_inference(place, port, grpc_port, argv=command, env=env, silent=True)
 
 
 def _alone(place: Place) -> Command:
@@ -274,18 +281,18 @@ def _peer(name: str, make: Callable[[Place], Command], *, batched: tuple[str, ..
             yield Server(name=label, family=name, make=make, environment=name, batched=on, cases=cases)
 
 
-_LIGHT, _ROWS, _GRPC = ("mlp", "conv"), ("table",), ("mlp-grpc",)
+_LIGHT, _ROWS, _RAW, _GRPC = ("mlp", "conv"), ("table",), ("table-binary",), ("mlp-grpc",)
 _ALL = (*_LIGHT, *_ROWS)
 SERVERS = (
-    Server(name="mlopsnb", family="mlopsnb", make=_ours, cases=(*_ALL, *_GRPC)),
+    Server(name="mlopsnb", family="mlopsnb", make=_ours, cases=(*_ALL, *_RAW, *_GRPC)),
     Server(name="mlopsnb, 1 worker", family="mlopsnb", make=_alone, cases=(*_LIGHT, *_GRPC)),
     Server(name="bare loop", family="bare loop", make=_asgi),
     Server(name="bare loop, batching", family="bare loop", make=_asgi, batched=True, cases=("mlp",)),
     Server(name="ceiling", family="ceiling", make=_protocol),
     Server(name="ceiling, batching", family="ceiling", make=_protocol, batched=True, cases=("mlp",)),
-    *_peer("triton", _triton, single=(*_ALL, *_GRPC), batched=(*_LIGHT, *_GRPC)),
+    *_peer("triton", _triton, single=(*_ALL, *_RAW, *_GRPC), batched=(*_LIGHT, *_GRPC)),
     *_peer("mlserver", _mlserver, single=(*_ALL, *_GRPC), batched=()),
-    *_peer("kserve", _kserve, single=(*_ALL, *_GRPC), batched=()),
+    *_peer("kserve", _kserve, single=(*_ALL, *_RAW, *_GRPC), batched=()),
     *_peer("litserve", _litserve, single=_ROWS, batched=_LIGHT),
     *_peer("bentoml", _bentoml, single=_ROWS, batched=_LIGHT),
     *_peer("mlflow", _mlflow, single=_ALL, batched=()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import shutil
@@ -59,16 +60,18 @@ def python_of(environment: Environment, directory: Path) -> Path:
     key = hashlib.sha256(json.dumps([environment.requirements, sys.version]).encode()).hexdigest()[:10]
     root = directory / f"{environment.name}-{key}"
     done = root / "installed"
-    if not done.exists():
-        shutil.rmtree(root, ignore_errors=True)
-        print(f"installing {' '.join(environment.requirements)} into {root}", flush=True)
-        _make(root, environment)
-        done.touch()
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with root.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another run may be at it
+        if not done.exists():
+            shutil.rmtree(root, ignore_errors=True)
+            print(f"installing {' '.join(environment.requirements)} into {root}", flush=True)
+            _make(root, environment)
+            done.touch()
     return root / "bin" / "python"
 
 
 def _make(root: Path, environment: Environment) -> None:
-    root.parent.mkdir(parents=True, exist_ok=True)
     log = root.with_suffix(".log")
     pip = [str(root / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check"]
     with log.open("wb") as out:

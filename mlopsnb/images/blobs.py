@@ -6,10 +6,10 @@ import io
 import os
 from bisect import bisect_right
 from dataclasses import dataclass
-from io import FileIO
+from io import BufferedReader, BytesIO, FileIO
 from itertools import accumulate
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from mlopsnb.errors import BuildError
 
@@ -32,18 +32,18 @@ class Spliced:
         """Bytes of all pieces."""
         return sum(len(p) if isinstance(p, bytes) else p.size for p in self.pieces)
 
-    def open(self, mode: Literal["rb"] = "rb") -> BinaryIO:
+    def open(self, mode: Literal["rb"] = "rb") -> BufferedReader:
         """Open the blob for reading, as a `Path` does; `BuildError` while reading if a file has another size by now."""
-        return io.BufferedReader(_Reader(self.pieces), 1 << 20)
+        return BufferedReader(_Reader(self.pieces), 1 << 20)
 
 
 Source = Path | bytes | Spliced
 
 
-def opened(source: Source) -> BinaryIO:
+def opened(source: Source) -> BufferedReader | BytesIO:
     """Open a blob for reading, from the start; it can be sought in."""
     if isinstance(source, bytes):
-        return io.BytesIO(source)
+        return BytesIO(source)
     return source.open("rb")
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from importlib import resources
+from importlib.metadata import version
 from pathlib import Path
 
-import mlopsnb
 from mlopsnb import manifest
 from mlopsnb.errors import BuildError, UserError
 from mlopsnb.images.plan import File
@@ -29,8 +29,9 @@ def runtime_files() -> tuple[File, ...]:
     """Return the model server's files by their path in `site-packages`."""
     home = Path(str(resources.files("mlopsnb")))
     found = [data_file(f"mlopsnb/{path}", (home / path).read_bytes()) for path in _named(home, RUNTIME)]
-    text = f"Metadata-Version: 2.1\nName: mlopsnb\nVersion: {mlopsnb.__version__}\n"
-    name = f"mlopsnb-{mlopsnb.__version__}.dist-info/METADATA"
+    ours = version("mlopsnb")
+    text = f"Metadata-Version: 2.1\nName: mlopsnb\nVersion: {ours}\n"
+    name = f"mlopsnb-{ours}.dist-info/METADATA"
     return (*found, data_file(name, text.encode()))
 
 
@@ -40,13 +41,15 @@ def _named(home: Path, names: Iterable[str]) -> Iterator[str]:
         yield from ([name] if path.is_file() else (f"{name}/{inner}" for inner in _walk(path)))
 
 
-def _walk(directory: Path) -> Iterator[str]:
-    """Yield the files below *directory*, sorted, without what is hidden or compiled."""
+def _walk(directory: Path, above: tuple[Path, ...] = ()) -> Iterator[str]:
+    """Yield the files below *directory*, sorted, without what is hidden or compiled; a link that leads back is left."""
+    inside = (*above, directory.resolve())
     for path in sorted(directory.iterdir()):
         if path.name.startswith(".") or path.name in _LEFT_OUT or path.suffix == ".pyc":
             continue
         if path.is_dir():
-            yield from (f"{path.name}/{inner}" for inner in _walk(path))
+            if path.resolve() not in inside:
+                yield from (f"{path.name}/{inner}" for inner in _walk(path, inside))
         elif path.is_file():
             yield path.name
 

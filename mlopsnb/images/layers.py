@@ -20,7 +20,6 @@ from mlopsnb.errors import BuildError
 from mlopsnb.extras import need
 from mlopsnb.images.blobs import Piece, Source, Spliced, opened
 from mlopsnb.images.image import ImageLayer
-from mlopsnb.images.planning import parents
 
 if TYPE_CHECKING:
     from mlopsnb.images.cache import Store
@@ -123,7 +122,7 @@ def _blocks(source: Spliced, tell: _Teller) -> Iterator[memoryview]:
     with opened(source) as file:
         while True:
             block = memoryview(bytearray(BLOCK))
-            count = file.readinto(block)  # type: ignore[attr-defined]
+            count = file.readinto(block)
             tell(count)
             yield block[:count]
             if count < BLOCK:
@@ -183,10 +182,7 @@ def _tar(entries: Iterable[Entry]) -> Iterator[bytes | Piece]:
     """Yield the archive: https://pubs.opengroup.org/onlinepubs/9799919799/utilities/pax.html."""
     made: set[str] = set()
     for entry in sorted(entries, key=lambda e: e.path):
-        for directory in parents(entry.path):
-            if directory not in made:
-                made.add(directory)
-                yield _header(f"{directory}/", b"5", mode=0o755)
+        yield from _directories(entry.path, made)
         if entry.source is None:
             yield _header(entry.path, b"2", mode=0o777, link=entry.link)
         elif isinstance(entry.source, bytes):
@@ -198,6 +194,15 @@ def _tar(entries: Iterable[Entry]) -> Iterator[bytes | Piece]:
             yield Piece(entry.source, size)
             yield bytes(-size % 512)
     yield bytes(1024)
+
+
+def _directories(path: str, made: set[str]) -> Iterator[bytes]:
+    """Yield the headers of those directories above *path* that are not *made* yet, the outermost first."""
+    above = path.rpartition("/")[0]
+    if above and above not in made:
+        yield from _directories(above, made)
+        made.add(above)
+        yield _header(f"{above}/", b"5", mode=0o755)
 
 
 def _size(path: Path) -> int:

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlopsnb.images.blobs import Source, Spliced, opened
 from mlopsnb.images.errors import InvalidReference, LayoutError, storing
 from mlopsnb.images.references import parse
 from mlopsnb.images.registry import OCI_MANIFEST, Manifest
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from mlopsnb.images.plan import Descriptor
     from mlopsnb.images.registry import OnBytes
 
-Blobs = Mapping[str, Path | bytes]
-"""All blobs of an image, configuration included, by digest: the file that holds it, or its bytes."""
+Blobs = Mapping[str, Source]
+"""All blobs of an image, configuration included, by digest."""
 
 _MARK = b'{"imageLayoutVersion":"1.0.0"}'
 _REF = "org.opencontainers.image.ref.name"
@@ -281,25 +282,27 @@ def _canonical(value: object) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
-def _size(source: Path | bytes) -> int:
+def _size(source: Source) -> int:
+    if isinstance(source, Spliced):
+        return source.size
     return len(source) if isinstance(source, bytes) else source.stat().st_size
 
 
-def _read(source: Path | bytes) -> Iterator[bytes]:
-    if isinstance(source, bytes):
-        yield source
-        return
-    with source.open("rb") as file:
+def _read(source: Source) -> Iterator[bytes]:
+    with opened(source) as file:
         while piece := file.read(_PIECE):
             yield piece
 
 
-def _put(target: Path, source: Path | bytes, made: list[Path]) -> int:
+def _put(target: Path, source: Source, made: list[Path]) -> int:
     """Make the file *target*, complete as soon as it is seen; return its bytes."""
     half = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
     made.append(half)
     if isinstance(source, bytes):
         half.write_bytes(source)
+    elif isinstance(source, Spliced):
+        with source.open() as reader, half.open("xb") as writer:
+            shutil.copyfileobj(reader, writer, _PIECE)
     else:
         _clone(source, half)
     size = half.stat().st_size

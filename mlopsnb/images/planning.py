@@ -79,9 +79,10 @@ def plan_image(
 ) -> ImagePlan:
     """Plan the image that serves version *version* of *name* from the model package *package*.
 
-    *files* are those of the package by their path there, *runtime* and *code* (the user's local modules) by their path
-    in `site-packages`; `contents` finds all three. *kept_out* are paths of *files* that shall not be in the image: it
-    has links to `WEIGHTS_MOUNT` in their place, and the plan has them as `weights`.
+    *version* is empty for a package that was never logged. *files* are those of the package by their path there,
+    *runtime* and *code* (the user's local modules) by their path in `site-packages`; `contents` finds all three.
+    *kept_out* are paths of *files* that shall not be in the image: it has links to `WEIGHTS_MOUNT` in their place, and
+    the plan has them as `weights`.
 
     Raises `BuildError` for a path that would leave its place.
     """
@@ -97,15 +98,7 @@ def plan_image(
         _metadata(inside, outside, [*_under(site, code), *pyc.code], environment.lock),
         *_weights(inside),
     ]
-    every = {
-        **(labels or {}),
-        "org.opencontainers.image.title": name,
-        "org.opencontainers.image.version": version,
-        "org.opencontainers.image.base.name": base.reference.partition("@")[0],
-        "org.opencontainers.image.base.digest": base.digest,
-        "mlopsnb.lock": environment.lock.digest,
-        "mlopsnb.package": package_digest,
-    }
+    every = {**(labels or {}), **_labels(name, version, base, environment.lock, package_digest)}
     plan = ImagePlan(
         repository=name,
         tag="",
@@ -119,6 +112,18 @@ def plan_image(
         labels=every,
     )
     return replace(plan, tag=_tag(version, plan.digest))
+
+
+def _labels(name: str, version: str, base: Base, lock: Lock, package_digest: str) -> dict[str, str]:
+    """Return what the image says of itself: https://github.com/opencontainers/image-spec/blob/v1.1.1/annotations.md."""
+    return {
+        "org.opencontainers.image.title": name,
+        **({"org.opencontainers.image.version": version} if version else {}),
+        "org.opencontainers.image.base.name": base.reference.partition("@")[0],
+        "org.opencontainers.image.base.digest": base.digest,
+        "mlopsnb.lock": lock.digest,
+        "mlopsnb.package": package_digest,
+    }
 
 
 class _Bytecode:
@@ -240,9 +245,9 @@ def _own_layer(file: File, path: str) -> Layer:
 def _layer(
     kind: Kind, name: str, files: Iterable[File], links: Sequence[Entry] = (), *, compress: bool = True
 ) -> Layer:
-    found = [replace(f, mode=0o755 if f.mode & 0o111 else 0o644) for f in files]
-    entries = [*(Entry(path=f.path, source=f.source, mode=f.mode) for f in found), *links]
-    lines = [f"{f.path}\0{f.mode:o}\0{f.sha256}\n" for f in found]
+    found = list(files)
+    entries = [*(Entry(path=f.path, source=f.source, mode=_mode(f)) for f in found), *links]
+    lines = [f"{f.path}\0{_mode(f):o}\0{f.sha256}\n" for f in found]
     lines += [f"{link.path}\0link\0{link.link}\n" for link in links]
     for entry in entries:
         _check(entry.path)
@@ -254,6 +259,10 @@ def _layer(
         compress=compress,
         size=sum(f.size for f in found),
     )
+
+
+def _mode(file: File) -> int:
+    return 0o755 if file.mode & 0o111 else 0o644
 
 
 def _check(path: str) -> None:
@@ -281,16 +290,13 @@ def _each_once(layers: Iterable[Layer]) -> tuple[Layer, ...]:
                     hint="rename a local module that is called like an installed package, or leave out one of the two",
                 )
             owner[entry.path] = layer.name
-            directories.update(parents(entry.path))
+            above = entry.path.rpartition("/")[0]
+            while above and above not in directories:
+                directories.add(above)
+                above = above.rpartition("/")[0]
     if both := sorted(directories & owner.keys()):
         raise BuildError(f"/{both[0]} would be a file ({owner[both[0]]}) and a directory in the image")
     return kept
-
-
-def parents(path: str) -> list[str]:
-    """Return the directories above *path*, the outermost first."""
-    ends = [i for i, letter in enumerate(path) if letter == "/"]
-    return [path[:end] for end in ends]
 
 
 def _config(base: Base, name: str, version: str, labels: Mapping[str, str]) -> dict[str, Any]:
@@ -304,7 +310,8 @@ def _config(base: Base, name: str, version: str, labels: Mapping[str, str]) -> d
         "WorkingDir": "/",
         "Entrypoint": [
             *(python, "-m", "mlopsnb.serving", f"/{PACKAGE}", "--host", "0.0.0.0"),  # noqa: S104  of the container
-            *("--port", str(HTTP_PORT), "--grpc-port", str(GRPC_PORT), "--name", name, "--version", version),
+            *("--port", str(HTTP_PORT), "--grpc-port", str(GRPC_PORT), "--name", name),
+            *(("--version", version) if version else ()),
         ],
         "ExposedPorts": {f"{HTTP_PORT}/tcp": {}, f"{GRPC_PORT}/tcp": {}},
         "StopSignal": "SIGTERM",
@@ -331,5 +338,6 @@ def _variables(inherited: Iterable[str]) -> list[str]:
 
 def _tag(version: str, digest: str) -> str:
     """Return `v3-1a2b3c4`: the version, and what tells two builds of it apart."""
+    build = digest.removeprefix("sha256:")[:7]
     plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", version)[:100]
-    return f"v{plain}-{digest.removeprefix('sha256:')[:7]}"
+    return f"v{plain}-{build}" if plain else build

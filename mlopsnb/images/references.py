@@ -68,6 +68,8 @@ def parse_registry(text: str) -> tuple[str, str]:
 
     Without a dot, a colon or `localhost` in front it is a namespace of docker.io: `team` is `("docker.io", "team")`.
     """
+    if not text:
+        raise InvalidReference(text, "it is empty")
     host, namespace = _split_host(text.rstrip("/") + "/")
     namespace = namespace.rstrip("/")
     _check_host(host, text)

@@ -28,7 +28,7 @@ from mlopsnb.images.errors import (
     storing,
 )
 from mlopsnb.images.references import parse_registry
-from mlopsnb.images.tokens import pull, push
+from mlopsnb.images.tokens import Scopes, pull, push
 from mlopsnb.images.uploads import Upload
 from mlopsnb.images.wire import Answer, Wire, is_loopback, said
 from mlopsnb.settings import settings
@@ -36,6 +36,7 @@ from mlopsnb.settings import settings
 if TYPE_CHECKING:
     import httpx
 
+    from mlopsnb.images.blobs import Source
     from mlopsnb.images.credentials import Credentials
     from mlopsnb.images.plan import Descriptor
 
@@ -116,8 +117,8 @@ class Registry:
 
     *credentials* gives those for a repository, and is asked when the registry first wants some. Every call raises
     `RegistryUnreachable` when there is no answer within *patience* seconds, `Unauthorized` when the registry says 401
-    or 403, and `RegistryError` for what else it refuses. *mirrors* are asked first by `manifest`, `blob`, `read` and
-    `fetch`, never by the others.
+    or 403, and `RegistryError` for what else it refuses. *mirrors* are asked first by `resolve`, `manifest`, `blob`,
+    `read` and `fetch`, never by the others.
     """
 
     def __init__(
@@ -166,19 +167,28 @@ class Registry:
                 )
         return Manifest(answer.data, _media_type(answer), found)
 
+    def resolve(self, repository: str, ref: str) -> str:
+        """Return the digest that a tag to be read stands for, by one HEAD request; `NotInRegistry` if there is none."""
+        for mirror in self._mirrors:
+            with contextlib.suppress(RegistryError):
+                return mirror.registry.resolve(_join(mirror.namespace, repository), ref)
+        if (found := self._head(repository, ref)) is None:
+            raise NotInRegistry(self.host, f"image {_name(repository, ref)}")
+        return found
+
     def digest(self, repository: str, ref: str) -> str | None:
-        """Return the digest of a manifest by one HEAD request; None if there is none."""
-        answer = self._get("HEAD", f"{repository}/manifests/{ref}", repository, accept=_ACCEPTED)
-        if answer.status == 404:
+        """Return the digest of what this very registry has under a tag, by one HEAD request; None if it has nothing.
+
+        None also if we are not allowed to see it: many registries say so of a repository that is still to be made.
+        """
+        try:
+            return self._head(repository, ref)
+        except Unauthorized:
             return None
-        if found := answer.headers.get("docker-content-digest"):
-            return str(found)
-        answer = self._get("GET", f"{repository}/manifests/{ref}", repository, accept=_ACCEPTED)
-        return None if answer.status == 404 else _digest(answer.data)
 
     def has(self, repository: str, digest: str) -> bool:
         """Say whether the repository has the blob, by one HEAD request."""
-        return self._get("HEAD", f"{repository}/blobs/{digest}", repository).status == 200
+        return self._has(repository, digest, pull(repository))
 
     def blob(self, repository: str, blob: Descriptor, *, on_bytes: OnBytes | None = None) -> Iterator[bytes]:
         """Yield a blob in order, going on where a connection broke off.
@@ -223,7 +233,7 @@ class Registry:
         self,
         repository: str,
         blob: Descriptor,
-        source: Path | bytes,
+        source: Source,
         *,
         from_repository: str = "",
         on_bytes: OnBytes | None = None,
@@ -232,7 +242,7 @@ class Registry:
 
         `RegistryFull` if there is no room, `DigestMismatch` if what arrived is not the blob.
         """
-        if self.has(repository, blob.digest):
+        if self._has(repository, blob.digest, push(repository)):
             return "there"
         session = self._mount(repository, blob.digest, from_repository) if from_repository else None
         if session is not None and session.status == 201:
@@ -287,6 +297,20 @@ class Registry:
     def _sources(self, repository: str) -> list[pulls.Source]:
         mirrors = [(m.registry._wire, _join(m.namespace, repository)) for m in self._mirrors]
         return [*mirrors, (self._wire, repository)]
+
+    def _head(self, repository: str, ref: str) -> str | None:
+        path = f"{repository}/manifests/{ref}"
+        answer = self._get("HEAD", path, repository, accept=_ACCEPTED)
+        if answer.status == 200 and (found := answer.headers.get("docker-content-digest")):
+            return str(found)
+        if answer.status == 200:
+            answer = self._get("GET", path, repository, accept=_ACCEPTED)
+        return None if answer.status == 404 else _digest(answer.data)
+
+    def _has(self, repository: str, digest: str, scopes: Scopes) -> bool:
+        url = self._wire.url(f"{repository}/blobs/{digest}")
+        doing = f"look for a blob in {repository}"
+        return self._wire.call("HEAD", url, scopes=scopes, doing=doing, expect=(200, 404)).status == 200
 
     def _get(self, method: str, path: str | httpx.URL, repository: str, *, accept: str = "*/*") -> Answer:
         url = self._wire.url(path) if isinstance(path, str) else path

@@ -106,10 +106,11 @@ class _Stream(io.RawIOBase):
         self._pieces, self._rest = pieces, b""
 
     def read(self, size: int = -1) -> bytes:
-        parts, wanted = [self._rest], size
-        while (sum(map(len, parts)) < wanted or wanted < 0) and (piece := next(self._pieces, b"")):
+        parts, found = [self._rest], len(self._rest)
+        while (found < size or size < 0) and (piece := next(self._pieces, b"")):
             parts.append(piece)
+            found += len(piece)
         whole = b"".join(parts)
-        end = len(whole) if wanted < 0 else wanted
+        end = found if size < 0 else size
         self._rest = whole[end:]
         return whole[:end]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlopsnb.errors import BuildError
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
     import httpx
 
+    from mlopsnb.images.blobs import Source
     from mlopsnb.images.plan import Descriptor
     from mlopsnb.images.wire import Wire
 
@@ -48,7 +48,7 @@ class Upload:
         wire: Wire,
         repository: str,
         blob: Descriptor,
-        source: Path | bytes,
+        source: Source,
         *,
         on_bytes: Callable[[int], None] | None,
     ) -> None:

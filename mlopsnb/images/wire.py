@@ -86,7 +86,7 @@ class Retries:
             self._began = time.monotonic()
         limit = self._wire.patience if self._wire.met else min(_FIRST_CONTACT, self._wire.patience)
         jitter = random.uniform(0.5, 1.0)  # noqa: S311  spreads retries, hides nothing
-        delay = exc.after if exc.after is not None else jitter * min(_LONGEST_WAIT, 0.2 * 2**self._attempt)
+        delay = max(exc.after or 0.0, jitter * min(_LONGEST_WAIT, 0.2 * 2**self._attempt))
         self._attempt += 1
         if time.monotonic() - self._began + delay > limit:
             raise exc.final from exc

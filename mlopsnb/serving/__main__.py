@@ -15,8 +15,10 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from mlopsnb.errors import MissingExtra, MlopsnbError
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from mlopsnb.serving.engine import Engine
     from mlopsnb.serving.payloads import PayloadLog
     from mlopsnb.serving.requestlog import Sink
-    from mlopsnb.serving.rpc.service import GrpcServer
+    from mlopsnb.serving.rpc.server import GrpcServer
     from mlopsnb.serving.tuning import Options
     from mlopsnb.serving.workers import Seat
 
@@ -49,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for fd in (args.fd, args.ready_fd, args.alive_fd):
         if fd is not None and not _keep_to_ourselves(fd):
             parser.error(f"file descriptor {fd} is not open")
+    if args.grpc_port == 0 and _waits_for_public(args):
+        parser.error("--grpc-port needs a number where the public socket is handed over")
     if args.log_payload_file is not None and args.log_payloads is None:
         parser.error("--log-payload-file needs --log-payloads")
     report = ReadyPipe(args.ready_fd)
@@ -84,6 +88,11 @@ def _keep_to_ourselves(fd: int) -> bool:
     return True
 
 
+def _waits_for_public(args: argparse.Namespace) -> bool:
+    """Say whether the public socket comes later, from another process, which has gRPC's port until then too."""
+    return args.control is not None and args.port is None and args.fd is None
+
+
 def _serve_alone(args: argparse.Namespace, report: ReadyPipe) -> int:
     sockets = _open(args)
     try:
@@ -106,10 +115,12 @@ def _supervise(args: argparse.Namespace, report: ReadyPipe, most: int) -> int:
     with _logging(args):
         sockets = _open(args)
         try:
-            if args.grpc_port is not None:  # held for the workers, which share it
+            if args.grpc_port is not None and not _waits_for_public(
+                args
+            ):  # held for the workers, which share it
                 reserved = bind_grpc(args.host, args.grpc_port)
                 args.grpc_port = reserved.getsockname()[1]
-            seat = Supervisor(sockets, Board(most), tell).run()
+            seat = Supervisor(sockets, Board(most), tell, grpc=args.grpc_port is not None).run()
         except BaseException:
             sockets.close()
             raise
@@ -165,23 +176,26 @@ def _work(args: argparse.Namespace, seat: Seat) -> int:
 def _serve(args: argparse.Namespace, report: ReadyPipe, sockets: Sockets, seat: Seat | None = None) -> int:
     """Load the model and serve it on *sockets*, or as the worker that has *seat*, until stopped."""
     try:
+        _import_uvicorn()
         from mlopsnb.serving import stages, tracing
         from mlopsnb.serving.app import App
         from mlopsnb.serving.server import Server
         from mlopsnb.serving.worker import WorkerServer
     except ModuleNotFoundError as exc:
         raise MissingExtra(exc.name or "", "serving") from exc
-    if (
-        find_spec("prometheus_client") is None
-    ):  # imported by the first to ask for metrics, which is too late to say so
-        raise MissingExtra("prometheus_client", "serving")
+    for module in (
+        "prometheus_client",
+        "simdjson",
+    ):  # imported when first needed, which is too late to say so
+        if find_spec(module) is None:
+            raise MissingExtra(module, "serving")
     if args.grpc_port is not None:
         need("grpc", extra="grpc")
     path: Path = args.package.absolute()
     name = args.name or (path.name if arguments.NAME.fullmatch(path.name) else "model")
     guarded = guards(args)
     log = _log(args, shared=seat is not None)
-    traces = tracing.from_environment(name, args.version, asked=args.otel)
+    traces = tracing.from_environment(name, args.version, scheme=_scheme(args), asked=args.otel)
     engine = _engine(args, path, name, seat)
     spare = _fallback(args, engine)
     cache_bytes = args.cache_bytes
@@ -204,13 +218,14 @@ def _serve(args: argparse.Namespace, report: ReadyPipe, sockets: Sockets, seat: 
         workers=(lambda: seat.serving) if seat else (lambda: 1),
         tokens=guarded.tokens,
     )
-    grpc = _grpc(args, app, guarded, shared=seat is not None)
+    grpc = _grpc(args, app, guarded, seat)
     server = (partial(WorkerServer, seat=seat) if seat else Server)(
         app,
         sockets,
         drain_seconds=args.drain_seconds,
         on_ready=lambda: report.ready(sockets.url, grpc.address if grpc else None),
         grpc=grpc,
+        grpc_waits=_waits_for_public(args),
         limits=guarded.limits,
         tls=guarded.tls,
     )
@@ -219,6 +234,32 @@ def _serve(args: argparse.Namespace, report: ReadyPipe, sockets: Sockets, seat: 
         if left is not None:
             left.close()
     return 0
+
+
+def _import_uvicorn() -> None:
+    """Import uvicorn without its command line, which would bring click and multiprocessing: 2 MB and 20 ms.
+
+    What uvicorn takes from `uvicorn.main` loads that when it is called. Later imports find the real one.
+    """
+    if "uvicorn" in sys.modules:
+        return
+    stand_in = ModuleType("uvicorn.main")
+
+    def attribute(name: str) -> object:
+        if name == "Server":
+            return import_module("uvicorn.server").Server
+
+        def later(*args: Any, **options: Any) -> Any:
+            return getattr(import_module("uvicorn.main"), name)(*args, **options)
+
+        return later
+
+    stand_in.__getattr__ = attribute  # type: ignore[method-assign]
+    sys.modules[stand_in.__name__] = stand_in
+    try:
+        import_module("uvicorn")
+    finally:
+        del sys.modules[stand_in.__name__]
 
 
 def _engine(args: argparse.Namespace, path: Path, name: str, seat: Seat | None) -> Engine:
@@ -270,11 +311,14 @@ def _payloads(args: argparse.Namespace, log: Sink, engine: Engine, name: str) ->
     )
 
 
-def _grpc(args: argparse.Namespace, app: App, guarded: Guards, *, shared: bool) -> GrpcServer | None:
+def _grpc(args: argparse.Namespace, app: App, guarded: Guards, seat: Seat | None) -> GrpcServer | None:
     if args.grpc_port is None:
         return None
-    from mlopsnb.serving.rpc.service import GrpcServer
+    from mlopsnb.serving.rpc.server import GrpcServer
 
+    shared = seat is not None or args.control is not None
+    if args.control is not None and seat is None and not _waits_for_public(args):
+        bind_grpc(args.host, args.grpc_port).close()  # the next process may share it, strangers may not
     return GrpcServer(
         app, host=args.host, port=args.grpc_port, limits=guarded.limits, tls=guarded.tls, shared=shared
     )
@@ -293,13 +337,16 @@ def _options(args: argparse.Namespace) -> Options:
     )
 
 
+def _scheme(args: argparse.Namespace) -> str:
+    return "http" if args.tls_certificate is None else "https"
+
+
 def _open(args: argparse.Namespace) -> Sockets:
-    scheme = "http" if args.tls_certificate is None else "https"
     port: int | None = args.port
     if port is None and args.fd is None and args.uds is None and args.control is None:
         port = arguments.DEFAULT_PORT
     return open_sockets(
-        host=args.host, port=port, fd=args.fd, uds=args.uds, control=args.control, scheme=scheme
+        host=args.host, port=port, fd=args.fd, uds=args.uds, control=args.control, scheme=_scheme(args)
     )
 
 

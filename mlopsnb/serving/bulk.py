@@ -7,30 +7,17 @@ so that it may say None for any reason. What it reads, it reads as they do.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import simdjson
+
+from mlopsnb.serving import documents, values
+from mlopsnb.serving.documents import NUMBERS, Documents
 
 if TYPE_CHECKING:
     from mlopsnb.records import Signature
     from mlopsnb.tensors import Array
-
-LARGE_BYTES = 16_384
-"""From here on a document of simdjson is worth its start."""
-
-_KEEP_BYTES = 1 << 20
-"""A parser that has read more than this is given up, as it keeps all the memory that it took."""
-
-_KINDS = {
-    "float": ("d", np.dtype("float64")),
-    "int": ("i", np.dtype("int64")),
-    "uint": ("u", np.dtype("uint64")),
-}
-"""What simdjson calls the numbers of a dtype and gives them as, by the dtype's name without its size."""
-
-_Read = TypeVar("_Read")
 
 
 class Bulk:
@@ -38,8 +25,8 @@ class Bulk:
 
     def __init__(self, signature: Signature) -> None:
         self._specs = {s.name: s for s in signature.inputs}
-        self._numbers = all(_kind(s.dtype) in _KINDS and s.shape for s in signature.inputs)
-        self._parser = simdjson.Parser()
+        self._numbers = all(documents.kind(s.dtype) in NUMBERS and s.shape for s in signature.inputs)
+        self._documents = Documents()
 
     def read(
         self, body: bytes, forms: Sequence[str], optional: Mapping[str, Sequence[object]] | None = None
@@ -58,7 +45,7 @@ class Bulk:
                 return None
             if any(document[key] not in allowed[key] for key in keys if key != form):
                 return None
-            content, brackets = document[form], body.count(b"[")
+            content, brackets = document[form], _brackets(body)
             inputs = (
                 self._from_frame(content, brackets)
                 if form == "dataframe_split"
@@ -66,27 +53,14 @@ class Bulk:
             )
             return None if inputs is None else (form, inputs)
 
-        return self._parsed(body, found)
-
-    def _parsed(self, body: bytes, read: Callable[[Any], _Read | None]) -> _Read | None:
-        if not self._numbers or len(body) <= LARGE_BYTES or body[:1] != b"{":
+        if not self._numbers or len(body) <= documents.LARGE_BYTES or body[:1] != b"{":
             return None
-        if body.count(b"{") > 2:  # rows are objects: those are read faster elsewhere
+        if values.more_than(2, b"{", body):  # rows are objects: those are read faster elsewhere
             return None
-        document = None
-        try:
-            document = self._parser.parse(body)
-            with np.errstate(over="raise"):  # a number beyond the range of the dtype
-                return read(document)
-        except (AttributeError, TypeError, KeyError, RuntimeError, ValueError, ArithmeticError):
-            return None
-        finally:
-            del document  # the parser must not be used again while it lives
-            if len(body) > _KEEP_BYTES:
-                self._parser = simdjson.Parser()
+        return self._documents.read(body, found)
 
     def _from_lists(self, content: Any, brackets: int, *, named: bool) -> dict[str, Array] | None:
-        if isinstance(content, simdjson.Array):
+        if not hasattr(content, "keys"):
             [name] = self._specs
             given = {name: content}
         elif not named:
@@ -131,8 +105,9 @@ class Bulk:
         return {spec.name: found}
 
 
-def _kind(dtype: str) -> str:
-    return dtype.rstrip("0123456789")
+def _brackets(body: bytes) -> int:
+    """Count the lists in *body*, several times as fast as `bytes.count` does."""
+    return int(np.count_nonzero(np.frombuffer(body, np.uint8) == ord("[")))
 
 
 def _shape(lists: Any, wanted: Sequence[int | None]) -> list[int]:
@@ -156,8 +131,8 @@ def _lists(shape: Sequence[int]) -> int:
 
 def _array(lists: Any, dtype: str, shape: Sequence[int]) -> Array:
     """Return the numbers in *lists* as *dtype*; raises for one beyond its range."""
-    kind, wide = _KINDS[_kind(dtype)]
-    array: Array = np.frombuffer(lists.as_buffer(of_type=kind), wide)
+    letter, wide = NUMBERS[documents.kind(dtype)]
+    array: Array = np.frombuffer(lists.as_buffer(of_type=letter), wide)
     if wide.kind in "iu":
         bounds = np.iinfo(dtype)
         if int(array.min()) < bounds.min or int(array.max()) > bounds.max:

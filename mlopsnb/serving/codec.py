@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 import orjson
-import simdjson
 
-from mlopsnb.serving import v2, values
+from mlopsnb.serving import documents, v2, values
+from mlopsnb.serving.documents import Documents
 from mlopsnb.serving.routes import Prediction, Reply
 from mlopsnb.tensors import STRING
 
@@ -25,15 +25,7 @@ if TYPE_CHECKING:
     from mlopsnb.serving.routes import ServedModel
     from mlopsnb.tensors import Array
 
-_LARGE_BYTES = 16_384
-"""From here on simdjson, which puts numbers into an array without making objects of them, is worth its start."""
-
-_KEEP_BYTES = 1 << 20
-"""A parser that has read more than this is given up, as it keeps all the memory that it took."""
-
 _TENSOR_KEYS = ["data", "datatype", "name", "shape"]
-_BULK = {"float": ("d", np.float64), "int": ("i", np.int64), "uint": ("u", np.uint64)}
-"""What simdjson calls the numbers of a dtype, and how it gives them, by the dtype's name without its size."""
 
 
 class _Given:
@@ -58,8 +50,10 @@ class Codec:
         signature = model.signature
         self._inputs = [_Given(s) for s in signature.inputs]
         self._decode = _decoder(signature)
-        self._bulk = _BULK.get(signature.inputs[0].dtype.rstrip("0123456789")) if self._decode else None
-        self._parser = simdjson.Parser()
+        self._numbers = (
+            documents.NUMBERS.get(documents.kind(signature.inputs[0].dtype)) if self._decode else None
+        )
+        self._documents = Documents()
         head = orjson.dumps({"model_name": model.name, "model_version": model.version})[1:-1]
         self._head = b"{%b," % head
         self._outputs = [
@@ -75,10 +69,12 @@ class Codec:
         """Return the request in *body*, or None if it is not plain, or not right: then ask `v2`."""
         if self._decode is None:
             return None
+        found = self._in_bulk(body) if len(body) > documents.LARGE_BYTES else None
+        if found is not None:
+            return found
         try:
             with np.errstate(over="raise"):  # a number beyond the range of the dtype
-                found = self._in_bulk(body) if len(body) > _LARGE_BYTES and self._bulk is not None else None
-                return found or self._plain(body)
+                return self._plain(body)
         except (msgspec.MsgspecError, ValueError, ArithmeticError, RecursionError):
             return None
 
@@ -105,22 +101,15 @@ class Codec:
 
     def _in_bulk(self, body: bytes) -> Prediction | None:
         """Read *body* with simdjson; None if it has nested data as well."""
-        if body[:1] != b"{" or body.count(b"[") != 1 + 2 * len(self._inputs):
+        if self._numbers is None or body[:1] != b"{":
             return None
-        document = None
-        try:
-            document = self._parser.parse(body)
-            return self._from_document(document)
-        except (TypeError, KeyError, RuntimeError, ValueError):
+        if values.more_than(1 + 2 * len(self._inputs), b"[", body):
             return None
-        finally:
-            del document  # the parser must not be used again while it lives
-            if len(body) > _KEEP_BYTES:
-                self._parser = simdjson.Parser()
+        return self._documents.read(body, self._from_document)
 
     def _from_document(self, document: Any) -> Prediction | None:
-        assert self._bulk is not None
-        letter, wide = self._bulk
+        assert self._numbers is not None
+        letter, wide = self._numbers
         keys = sorted(document.keys())
         tensors = document["inputs"]
         if keys not in (["inputs"], ["id", "inputs"]) or len(tensors) != len(self._inputs):

@@ -5,7 +5,7 @@ length within the limit, alone on its connection, and a client that reads its an
 that both lanes say the same, byte for byte. Where uvicorn is not built as we know it, there is no fast lane.
 
 Clients send the same head again and again. What the parser has made of a head is kept, so that a request with that
-very head, which comes whole and in one piece, need not be parsed once more.
+very head, which comes in one piece, need not be parsed once more; its body, however it comes, goes past the parser.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ _CALLBACKS = (
 _STATE = (
     "connections",
     "cycle",
+    "cycle.disconnected",
     "expect_100_continue",
     "flow.pause_reading",
     "flow.resume_reading",
@@ -64,6 +65,7 @@ _ASIDE = frozenset((b"transfer-encoding", b"upgrade"))
 _EACH_ITS_OWN = frozenset((b"x-request-id", b"traceparent"))
 _HEAD_BYTES = 2048
 _HEADS = 256
+_PART_BYTES = 4096
 _log = logging.getLogger("mlopsnb.serving")
 
 
@@ -160,11 +162,24 @@ class Exchange:
         self.call = begin("POST", head.path, head.headers, fields)
         self.route = head.route
         self.keep_alive = head.keep_alive
-        self.body: bytes | bytearray = b""
+        self.body: list[bytes | memoryview] = []
         self.more_body = True
         self.response_complete = self.response_started = False
         self.disconnected = False
         self.job: object | None = None
+
+    def gather(self, part: bytes | memoryview) -> None:
+        """Add *part* to the body. Tiny parts are joined, as an object for each would take far more than they do."""
+        body = self.body
+        if body and len(body[-1]) < _PART_BYTES:
+            body[-1] = b"".join((body[-1], part))
+        else:
+            body.append(part)
+
+    def whole(self) -> bytes:
+        """Return the body, and let go of its parts."""
+        parts, self.body = self.body, []
+        return b"".join(parts)
 
 
 class FastLane(Connection):
@@ -175,18 +190,42 @@ class FastLane(Connection):
     starts: _Starts
     _exchange: Exchange | None = None
     _unread: bytes | None = None
+    _missing = 0
 
     def data_received(self, data: bytes) -> None:
-        """Take a whole request whose head is known, or let the parser see *data*."""
+        """Take a request whose head is known, or let the parser see *data*."""
+        if self._missing:
+            self._go_on(data)
+            return
         if self.phase == IDLE:
             size = data.find(b"\r\n\r\n") + 4
             head = self.heads.get(data[:size])
-            if head is not None and len(data) == size + head.length and self._is_alone():
+            missing = -1 if head is None else size + head.length - len(data)
+            if head is not None and missing >= 0 and self._is_alone():
                 exchange = self._begin(head)
-                self._ask(exchange, data[size:])
+                if missing:
+                    self._missing, self.phase = missing, BODY
+                    exchange.gather(memoryview(data)[size:])
+                else:
+                    self._ask(exchange, data[size:])
                 return
             self._unread = data
         super().data_received(data)
+
+    def _go_on(self, data: bytes) -> None:
+        """Take more of a body whose head is known. What follows it is for the parser, which has not seen either."""
+        exchange = self._exchange
+        if exchange is None:  # it was refused; the connection ends
+            return
+        size, missing = len(data), self._missing
+        self.received += min(size, missing)
+        self._missing = max(0, missing - size)
+        exchange.gather(data if size <= missing else data[:missing])
+        if not self._missing:
+            self.phase = IDLE
+            self._ask(exchange, exchange.whole())
+            if size > missing and not self.transport.is_closing():
+                self.data_received(data[missing:])
 
     def on_message_begin(self) -> None:
         """Note that a request begins; the rest of what uvicorn does here waits until we know its lane."""
@@ -270,12 +309,7 @@ class FastLane(Connection):
             super().on_body(body)
             return
         self.mark = self.received
-        if not exchange.body:
-            exchange.body = body
-        elif isinstance(exchange.body, bytearray):
-            exchange.body += body
-        else:
-            exchange.body = bytearray(exchange.body) + body  # no list: the parts may be tiny
+        exchange.gather(body)
 
     def on_message_complete(self) -> None:
         """Ask the model, now that the request is whole."""
@@ -284,8 +318,7 @@ class FastLane(Connection):
             super().on_message_complete()
             return
         self.phase = IDLE
-        body, exchange.body = bytes(exchange.body), b""
-        self._ask(exchange, body)
+        self._ask(exchange, exchange.whole())
 
     def _ask(self, exchange: Exchange, body: bytes) -> None:
         exchange.more_body = False
@@ -312,7 +345,7 @@ class FastLane(Connection):
             transport.write(b"%b%b\r\n%b" % (start, own, reply.body))
         exchange.response_complete = True
         if not keeps:
-            transport.close()
+            self.part()
         self.on_response_complete()
 
     def refuse(self, status: int, message: str) -> None:

@@ -32,7 +32,7 @@ INLINE_BATCH_SECONDS = 0.005
 MAX_INSTANCES = 8
 _REPEATS = 15
 _NEAR_BEST = 0.95
-_NO_GAIN = 1.02
+_WORSE = 1.1
 _ENOUGH_ROWS = 64
 _GOOD_USE = 0.8
 _TRIAL_ROWS = 3
@@ -111,8 +111,8 @@ def measure(
             break
         try:
             seconds[rows] = _least(partial(model.call, take_rows(model.golden, rows)), left / 4)
-            if seconds[rows] > 2 * _NO_GAIN * seconds[rows // 2] and rows >= _ENOUGH_ROWS:
-                break  # the caches are full, and it gets worse from here
+            if seconds[rows] > 2 * _WORSE * seconds[rows // 2] and rows >= _ENOUGH_ROWS:
+                break  # the caches are full, and it gets worse from here; a little may be a busy machine
         except Exception:  # noqa: BLE001  so many rows are too many; what ran is the limit
             break
     parallel = any(loaded(name) is not None for name in _FREE_THE_GIL)

@@ -248,9 +248,19 @@ def dumps(array: Array) -> bytes:
         return orjson.dumps([v.decode() if isinstance(v, bytes) else v for v in array.ravel().tolist()])
     flat = np.ascontiguousarray(array).ravel()
     text = orjson.dumps(flat, option=orjson.OPT_SERIALIZE_NUMPY)
-    if _UNSTABLE_JSON in text and flat.dtype == np.float32:
+    if b"e" in text and _UNSTABLE_JSON in text and flat.dtype == np.float32:  # a letter is found sooner
         return orjson.dumps(flat.astype(np.float64), option=orjson.OPT_SERIALIZE_NUMPY)
     return text
+
+
+def more_than(count: int, mark: bytes, text: bytes) -> bool:
+    """Say whether *mark* is in *text* more than *count* times, far sooner than all are counted."""
+    at = -1
+    for _ in range(count + 1):
+        at = text.find(mark, at + 1)
+        if at < 0:
+            return False
+    return True
 
 
 def to_json(array: Array) -> Array | list[Any]:

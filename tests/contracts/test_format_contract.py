@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mlopsnb import parity, plugins
-from mlopsnb.records import Signature
+from mlopsnb.records import Signature, TensorSpec
 from mlopsnb.tensors import read_example, specs_of
 
 RNG = np.random.default_rng(0)
@@ -234,3 +234,19 @@ if {name!r} == "onnx":
         [sys.executable, "-W", "error::DeprecationWarning:torch", "-c", code], capture_output=True, text=True
     )
     assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.parametrize("name", ["torchscript", "torch_export", "onnx"])
+@pytest.mark.parametrize("rows", [0, 1, 64, 65, 500])
+def test_few_rows_and_many_are_answered_alike(name, rows, tmp_path):
+    fmt = plugins.create("format", name)
+    x = np.random.default_rng(5).normal(size=(rows, 4)).astype(np.float32)
+    with fmt.bind(One(), read_example(A)) as bound:
+        fmt.export(bound, tmp_path)
+        [key] = bound.inputs
+        wanted = bound.predict({key: x})["output"]
+    given, answered = (TensorSpec(name=n, dtype="float32", shape=(None, 4)) for n in (key, "output"))
+    predict = fmt.load(tmp_path, Signature(inputs=(given,), outputs=(answered,)))
+    for inputs in (A.astype(np.float32), x):  # the first call may choose how the others are run
+        found = predict({key: inputs})["output"]
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)

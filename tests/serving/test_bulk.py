@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mlopsnb.records import Signature, TensorSpec
-from mlopsnb.serving import bulk, v2
+from mlopsnb.serving import documents, v2
 from mlopsnb.serving.bulk import Bulk
 from mlopsnb.serving.codec import Codec
 from mlopsnb.serving.errors import BadRequest
@@ -29,7 +29,7 @@ def tensor(dtype="float32", shape=(None, 3), name="x", features=(), allow_nan=Fa
 
 @pytest.fixture(autouse=True)
 def everything_is_large(monkeypatch):
-    monkeypatch.setattr(bulk, "LARGE_BYTES", 0)
+    monkeypatch.setattr(documents, "LARGE_BYTES", 0)
 
 
 def read(content, signature, forms=("instances", "inputs", "dataframe_split")):

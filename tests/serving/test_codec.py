@@ -12,8 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from mlopsnb.manifest import Manifest
 from mlopsnb.records import Signature, TensorSpec
-from mlopsnb.serving import codec as module
-from mlopsnb.serving import v2
+from mlopsnb.serving import documents, v2
 from mlopsnb.serving.codec import Codec
 from mlopsnb.serving.errors import BadRequest
 from mlopsnb.serving.routes import ServedModel
@@ -41,7 +40,7 @@ def x(dtype, *shape, allow_nan=False, name="x"):
 @pytest.fixture(params=["small", "large"])
 def size(request, monkeypatch):
     """Read every body as a small one, or as a large one."""
-    monkeypatch.setattr(module, "_LARGE_BYTES", 1 << 30 if request.param == "small" else 0)
+    monkeypatch.setattr(documents, "LARGE_BYTES", 1 << 30 if request.param == "small" else 0)
 
 
 def assert_as_v2(codec, signature, body):
@@ -143,6 +142,24 @@ def test_what_is_nested_or_wrong_is_left_to_v2(data):
             v2.decode_request(body, signature)
 
 
+@pytest.mark.usefixtures("size")
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        '{"x":[[[1]]]}',
+        '["x"]',
+        '[{"name":"x","shape":{},"datatype":"FP32","data":[1]}]',
+        '[{"name":"x","shape":[1,1],"datatype":"FP32","data":"1"}]',
+    ],
+)
+def test_what_has_another_form_is_left_to_v2(inputs):
+    codec, signature = codec_of(x("float32", None, 1))
+    body = b'{"inputs":%b}' % inputs.encode()
+    assert codec.decode(body) is None
+    with pytest.raises(BadRequest):
+        v2.decode_request(body, signature)
+
+
 def test_a_large_body_is_read_in_bulk(monkeypatch):
     codec, signature = codec_of(x("float32", None, 64))
     array = np.random.default_rng(0).normal(size=(5000, 64)).astype(np.float32)
@@ -150,7 +167,7 @@ def test_a_large_body_is_read_in_bulk(monkeypatch):
     monkeypatch.setattr(codec, "_plain", None)
     for _ in range(2):
         assert assert_as_v2(codec, signature, body)
-    assert len(body) > module._KEEP_BYTES
+    assert len(body) > documents.KEEP_BYTES
 
 
 def test_inputs_of_several_dtypes_and_free_axes_are_left_to_v2():

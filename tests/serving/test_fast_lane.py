@@ -255,6 +255,46 @@ def test_a_client_that_does_not_read_its_answers_is_held_back(app, body):
     ]
 
 
+@pytest.mark.parametrize("then", ["", INFER, f"{INFER}?a=1"])
+def test_behind_a_known_head_the_body_may_be_cut_anywhere(app, body, then):
+    config = uvicorn.Config(app, interface="asgi3", ws="none", lifespan="off", log_config=None)
+    content = json.dumps(body([[1, 0, 0, 0]])).encode()
+    data = text("POST", INFER, {"host": "x", "content-length": len(content)}, content)
+    more = text("POST", then, {"host": "x", "content-length": len(content)}, content) if then else b""
+
+    async def answers(pieces):
+        connection = fastlane.protocol(app)(config=config, server_state=ServerState(), app_state={})
+        wire = Wire()
+        connection.connection_made(wire)
+        connection.data_received(data)
+        for piece in pieces:
+            connection.data_received(piece)
+        while b"".join(wire.written).count(b'"outputs"') < 2 + bool(more):
+            await asyncio.sleep(0)
+        assert (connection.phase, len(connection.heads), connection._missing) == (fastlane.IDLE, 1, 0)
+        return re.sub(rb"x-request-id: [^\r]*", b"", b"".join(wire.written))
+
+    async def run():
+        wanted = await answers([data, *([more] if more else [])])
+        head = data.index(b"\r\n\r\n") + 4
+        for cut in range(head, len(data + more)):
+            whole = data + more
+            assert await answers([whole[:cut], whole[cut:]]) == wanted, cut
+        tiny = (whole[place : place + 1] for place in range(head, len(whole)))
+        assert await answers([whole[:head], *tiny]) == wanted
+
+    asyncio.run(run())
+
+
+def test_a_body_in_tiny_pieces_takes_hardly_more_than_its_size(app, body):
+    head = fastlane.Head(INFER, app.predictions[INFER], {}, 100_000, True)
+    exchange = fastlane.Exchange(head, ())
+    for number in range(100_000):
+        exchange.gather(bytes([number % 256]))
+    assert len(exchange.body) < 30
+    assert exchange.whole() == bytes(number % 256 for number in range(100_000))
+
+
 def test_with_a_uvicorn_built_otherwise_there_is_no_fast_lane(app, monkeypatch, caplog):
     assert issubclass(fastlane.protocol(app), fastlane.FastLane)
     monkeypatch.delattr(httptools_impl, "STATUS_LINE")

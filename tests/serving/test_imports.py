@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 MODULES = [
-    *("app", "batcher", "binary", "board", "cpu", "dispatch", "engine", "errors"),
+    *("app", "batcher", "binary", "board", "control", "cpu", "dispatch", "engine", "errors"),
     *("fastlane", "handover", "listen", "logfile", "memory", "metrics", "model", "payloads"),
     *(
         "openapi",
@@ -23,7 +23,7 @@ MODULES = [
     ),
     *("tuning", "v2", "values", "worker", "workers", "__main__"),
 ]
-HEAVY = {"opentelemetry", "torch", "tensorflow", "mlflow", "IPython", "pandas", "httpx"}
+HEAVY = {"opentelemetry", "simdjson", "torch", "tensorflow", "mlflow", "IPython", "pandas", "httpx"}
 NOTEBOOK_SIDE = {f"mlopsnb.{name}" for name in ("notebook", "flow", "targets", "tracking", "monitoring")}
 
 
@@ -48,3 +48,25 @@ def test_the_codec_is_cheap_to_load():
 def test_the_supervisor_stays_small():
     loaded = loaded_by("mlopsnb.serving.__main__", "mlopsnb.serving.supervisor", "mlopsnb.serving.board")
     assert loaded & {"asyncio", "numpy", "uvicorn", "uvloop", "orjson", "ssl", "prometheus_client"} == set()
+
+
+def test_uvicorn_comes_without_its_command_line_and_keeps_it_for_who_asks():
+    code = """
+import sys
+from mlopsnb.serving import __main__ as command
+command._import_uvicorn()
+import uvicorn, uvicorn.server
+assert not {"click", "multiprocessing", "uvicorn.main"} & set(sys.modules)
+assert uvicorn.Server is uvicorn.server.Server
+try:
+    uvicorn.main(["--version"])
+except SystemExit as exc:
+    assert exc.code == 0
+assert "click" in sys.modules
+from uvicorn.main import run
+assert run.__module__ == "uvicorn.main"
+command._import_uvicorn()
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith("Running uvicorn")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import string
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlopsnb.errors import BuildError
+from mlopsnb.images.environment import Bytecode, Environment, InstalledFile
 from mlopsnb.images.lock import Lock, LockedPackage
 from mlopsnb.images.plan import PACKAGE, ROOT, VENV, Base, File
 from mlopsnb.images.planning import LARGE, plan_image
@@ -39,7 +39,11 @@ def environment(**wheels):
             LockedPackage(name=n, version="1.0", filename="", sha256="00") for n in sorted(wheels)
         ),
     )
-    return SimpleNamespace(lock=lock, root=Path("/env"), packages=wheels)
+    packages = {
+        name: tuple(InstalledFile(f.path, f.size, f.sha256, f.mode) for f in files)
+        for name, files in wheels.items()
+    }
+    return Environment(lock=lock, root=Path("/env"), packages=packages)
 
 
 BASE = Base(
@@ -72,7 +76,7 @@ def plan(env=None, files=MODEL, **changes):
         "version": "3",
         "base": BASE,
         "environment": env,
-        "bytecode": SimpleNamespace(files=BYTECODE),
+        "bytecode": Bytecode(files=BYTECODE),
         "runtime": RUNTIME,
         "code": (file("features.py"),),
         "package": Path("/package"),
@@ -151,6 +155,13 @@ def test_a_tag_names_the_version_and_tells_builds_apart():
     assert plan().tag == f"v3-{plan().digest[7:14]}"
     assert plan().tag == plan().tag != plan(files=MODEL[:3]).tag
     assert plan(version="2026/11 beta").tag.startswith("v2026-11-beta-")
+
+
+def test_a_package_that_was_never_logged_has_no_version():
+    made = plan(version="")
+    assert made.tag == made.digest[7:14]
+    assert "--version" not in made.config["Entrypoint"]
+    assert "org.opencontainers.image.version" not in made.config["Labels"]
 
 
 def test_a_change_of_the_model_changes_the_last_layers_only():
