@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from mlopsnb.images.environment.diff import Diff
     from mlopsnb.images.lock import Lock
     from mlopsnb.images.plan import Kind
 
@@ -68,3 +69,9 @@ class Image:
     def size(self) -> int:
         """Bytes of all layers as they are stored and sent, the base's included."""
         return sum(layer.size for layer in self.layers)
+
+    def diff(self) -> Diff:
+        """Return where the packages of this image differ from those of the notebook as it is now."""
+        from mlopsnb.images.environment.diff import diff
+
+        return diff(self.lock)

@@ -1,5 +1,7 @@
 """The engine: takes requests on the event loop, lets the model run them in batches, and answers each. No protocol.
 
+It is the last stage, see `stages`.
+
 Models of microseconds run inline: one call a turn of the event loop, for all that arrived in it. Other models run
 in a thread for each instance, and requests gather while all are busy. Which of the two is found out at load.
 """
@@ -10,7 +12,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -18,13 +20,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlopsnb.serving import batcher, cpu, tuning
-from mlopsnb.serving.batcher import Batch, Job, Limits, Outputs, Queue, Watcher
+from mlopsnb.serving.batcher import Batch, Job, Limits, Outputs, Queue
 from mlopsnb.serving.errors import DeadlineExceeded, ModelFailure, Overloaded, stack
 from mlopsnb.serving.metrics import Metrics
 from mlopsnb.serving.model import Model, Package, Ran
 from mlopsnb.serving.tuning import Options, Plan
 
 if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
+
+    from mlopsnb.serving.stages import Asker
     from mlopsnb.tensors import Array
 
 _TOO_LONG_SECONDS = 0.05
@@ -167,8 +172,18 @@ class Engine:
         if self._queue.full:
             raise self._overloaded()
 
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """How the model is run, for its metadata."""
+        return {"batching": self.batching}
+
+    def families(self, labels: Mapping[str, str]) -> Iterable[Metric]:
+        """Return nothing: what it counts is in `metrics`."""
+        return ()
+
     def submit(
         self,
+        asker: Asker,
         inputs: Mapping[str, Array],
         rows: int,
         done: Callable[[Job, Outputs | Exception], None],
@@ -176,18 +191,17 @@ class Engine:
         deadline: float | None,
         loop: asyncio.AbstractEventLoop,
         at_once: bool = False,
-        span: Watcher | None = None,
     ) -> Job:
         """Let the model run on *inputs*, then call *done* on *loop*, on which this is called; *deadline* is its time.
 
         The inputs fit the signature and have *rows* rows. With *at_once* nobody else can come in this turn of the
-        loop, so that there is nothing to wait for. *span* is told of the calls before *done* is.
+        loop, so that there is nothing to wait for. The asker's span is told of the calls before *done* is.
         Raises `Overloaded` if too much waits already. *done* is told the outputs, `BadRequest` (rejected) if the
         model fails on them alone, `ModelFailure` if it fails altogether, or `DeadlineExceeded` if it was not called
         in time. What is returned may be given to `cancel`.
         """
         self._loop = loop
-        job = Job(inputs, rows, done, deadline, loop.time(), time.perf_counter(), span=span)
+        job = Job(inputs, rows, done, deadline, loop.time(), time.perf_counter(), span=asker.span)
         if not self._queue.push(job):
             raise self._overloaded()
         if self._idle and not self._pump_is_due:
