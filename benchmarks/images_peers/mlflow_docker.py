@@ -38,7 +38,7 @@ class MLflow:
         self._pins = [f"torch=={torch.__version__}", f"numpy=={np.__version__}"]
         for number, package in enumerate(work.models):
             _save(package, work.root / "mlflow" / str(number), self._pins)
-        download(work.wheels, f"mlflow=={mlflow.__version__}", *self._pins)
+        download(work.wheels, f"mlflow=={mlflow.__version__}", "gunicorn[gevent]", *self._pins)
         # Its image begins with the versions of pip and the like that the model was saved with.
         for tool in _tools(work.root / "mlflow" / "0" / "python_env.yaml"):
             download(work.wheels, "--no-deps", tool)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from mlopsnb.images.environment.diff import Diff
     from mlopsnb.images.lock import Lock
     from mlopsnb.images.plan import Kind
 
@@ -82,3 +83,9 @@ class Image:
     def size(self) -> int:
         """Bytes of all layers as they are stored and sent, the base's included."""
         return sum(layer.size for layer in self.layers)
+
+    def diff(self) -> Diff:
+        """Return where the packages of this image differ from those of the notebook as it is now."""
+        from mlopsnb.images.environment.diff import diff
+
+        return diff(self.lock)

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from mlopsnb.errors import BuildError
-from mlopsnb.images.environment.request import Request
 from mlopsnb.images.errors import DiskFull, IndexFailed, NoWheel, Unresolvable
 
-_FRAME = re.compile(r"[\u2500-\u257f\u25b6×]+")
+if TYPE_CHECKING:
+    from mlopsnb.images.environment.request import Request
+
+_FRAME = re.compile(r"[\u2500-\u257f\u25b6\u00d7]+")
 _BECAUSE = re.compile(r"\bBecause\b.*", re.DOTALL)
-_NO_WHEEL = re.compile(r"([A-Za-z0-9][\w.-]*(?:==[^\s,]*[^\s,.])?)\s+has\s+no\s+(?:usable\s+)?wheels", re.IGNORECASE)
-_PIP_MISSING = re.compile(r"Could not find a version that satisfies the requirement (\S+).*?\(from versions: (.*?)\)")
+_NO_WHEEL = re.compile(
+    r"([A-Za-z0-9][\w.-]*(?:==[^\s,]*[^\s,.])?)\s+has\s+no\s+(?:usable\s+)?wheels", re.IGNORECASE
+)
+_PIP_MISSING = re.compile(
+    r"Could not find a version that satisfies the requirement (\S+).*?\(from versions: (.*?)\)"
+)
 _PIP_CONFLICT = re.compile(r"The conflict is caused by:\n(?P<who>(?:\s{4,}.*\n?)+)")
 _DENIED = re.compile(r"\b(401|403|407)\b|Unauthorized|Forbidden|authentication", re.IGNORECASE)
 _FULL = re.compile(r"No space left on device|os error 28\b|Disk quota exceeded|Errno 28\b")
@@ -68,7 +75,9 @@ def _index(text: str) -> BuildError:
         hint = "check the credentials that pip or uv are configured with (pip config list, UV_INDEX, .netrc, keyring)"
     else:
         hint = "check the network, the proxy (HTTPS_PROXY) and the index that pip or uv are configured with"
-    return IndexFailed(f"the packages cannot be had from the index: {_short(text.removeprefix('error: '))}", hint=hint)
+    return IndexFailed(
+        f"the packages cannot be had from the index: {_short(text.removeprefix('error: '))}", hint=hint
+    )
 
 
 def _short(text: str) -> str:

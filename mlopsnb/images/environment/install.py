@@ -17,16 +17,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlopsnb.errors import BuildError, MissingExtra
 from mlopsnb.events import report_progress, step
-from mlopsnb.images.cache import Store
+from mlopsnb.images.cache import SIZE, Store
 from mlopsnb.images.environment import Environment, InstalledFile, pip, sources, stripping, uv
 from mlopsnb.images.environment.kernel import canonical
 from mlopsnb.images.environment.request import here, minor
 from mlopsnb.images.errors import storing
-from mlopsnb.images.lock import Lock
+
+if TYPE_CHECKING:
+    from mlopsnb.images.lock import Lock
 
 _FORMAT = "1"
 _SITE = "site-packages"
@@ -51,6 +53,7 @@ def install(lock: Lock, cache: Path) -> Environment:
             packages = _files(draft / _SITE, trash)
             _write(draft / _INDEX, packages)
             environment = Environment(lock=lock, root=place / _SITE, packages=packages)
+            (draft / SIZE).write_text(str(environment.size), encoding="ascii")
             _keep(draft, place)
             log.result = f"{len(packages)} packages, {environment.size / 1e6:.0f} MB"
             return environment
@@ -127,7 +130,9 @@ def _files(root: Path, trash: Path) -> dict[str, tuple[InstalledFile, ...]]:
         )
     _settle(root, records)
     return {
-        name: tuple(InstalledFile(path, *_size(there[path], digest)) for path, digest in sorted(files.items()))
+        name: tuple(
+            InstalledFile(path, *_size(there[path], digest)) for path, digest in sorted(files.items())
+        )
         for name, files in sorted(records.items())
     }
 

@@ -8,15 +8,17 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from mlopsnb.errors import BuildError
 from mlopsnb.images.environment import failures
 from mlopsnb.images.environment.kernel import canonical
-from mlopsnb.images.environment.request import Request
 from mlopsnb.images.environment.tools import Tool, clean
 from mlopsnb.images.lock import Lock, LockedPackage
+
+if TYPE_CHECKING:
+    from mlopsnb.images.environment.request import Request
 
 _COMMON = ("--only-binary", ":all:", "--no-input", "--disable-pip-version-check", "--no-color")
 _CPU_INDEX = "https://download.pytorch.org/whl/cpu"
@@ -88,7 +90,18 @@ def install(lock: Lock, into: Path, env: Mapping[str, str], on_line: Callable[[s
     wheels = into.parent / "lock.txt"
     wheels.write_text(lock.text, encoding="utf-8")
     command = [
-        *(sys.executable, "-m", "pip", "install", "--target", into, "-r", wheels, "--no-deps", "--require-hashes"),
+        *(
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--target",
+            into,
+            "-r",
+            wheels,
+            "--no-deps",
+            "--require-hashes",
+        ),
         *("--no-compile", "--no-warn-script-location", *_COMMON),
         *(("--extra-index-url", _CPU_INDEX) if any(_CPU_INDEX in p.url for p in lock.packages) else ()),
     ]

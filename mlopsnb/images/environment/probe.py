@@ -1,22 +1,30 @@
-"""Runs alone, in the environment meant for an image: serves the model there, asks it, and keeps what was compiled.
+"""Runs alone, in the environment meant for an image: serves models there, asks them, and keeps what was compiled.
 
-`python -I -S probe.py CONFIG`. Sees the standard library, the installed packages, and the model server and local modules
-as they go into the image; nothing else of this machine. Each module is compiled once, as it is imported, under the path
-that it has in the image. Writes `result.json` and `compiled` into the directory that CONFIG names.
+`python -I -S probe.py`. Sees the standard library, the installed packages, and the model server and local modules as
+they go into the image; nothing else of this machine. Each module is compiled once, as it is imported, under the path that
+it has in the image.
+
+Each line of standard input is the path of a JSON file. The first says where all that is and what any model of the
+environment imports. Each further one is a model: it is served in a fork, which writes `result.json`, `compiled` and
+`said` into the directory that the file names; its exit status is told in a line of standard output. Ends with its input,
+or when nothing was asked for long.
 """
 
 from __future__ import annotations
 
-import _imp
 import importlib.util
 import json
 import marshal
 import os
+import select
+import shutil
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
 from importlib.machinery import (
     EXTENSION_SUFFIXES,
     SOURCE_SUFFIXES,
@@ -31,6 +39,11 @@ from typing import Any
 _HEADER = 16
 _UNCHECKED = (1).to_bytes(4, "little")
 _LONG = "86400"
+IDLE_SECONDS = 300.0
+"""After so long nobody is likely to ask again soon, and memory is worth more."""
+
+_renamed: Callable[[CodeType, str], None] = importlib.import_module("_imp")._fix_co_filename
+"""Says where code really lies, as the import system does for a module that was compiled elsewhere."""
 
 
 class Recorder:
@@ -42,7 +55,7 @@ class Recorder:
     def __init__(self, roots: list[str], place: str, known: Mapping[str, bytes]) -> None:
         self._roots = tuple(f"{root}{os.sep}" for root in roots)
         self._place = place
-        self._known = known
+        self.known = known
         self.compiled: dict[str, bytes] = {}
         self.used: set[str] = set()
         for letter in range(256):  # marshal tells interned strings apart, and others may have interned these
@@ -57,9 +70,7 @@ class Recorder:
         if not f"{path}{os.sep}".startswith(self._roots):
             raise ImportError(path)
 
-        def loader(name: str, file: str) -> SourceFileLoader:
-            return _Loader(name, file, self)
-
+        loader: Any = partial(_Loader, recorder=self)
         return FileFinder(path, (ExtensionFileLoader, EXTENSION_SUFFIXES), (loader, SOURCE_SUFFIXES))
 
     def code(self, file: str, read: Callable[[], bytes]) -> CodeType:
@@ -70,19 +81,19 @@ class Recorder:
         tag = f"{name.removesuffix('.py')}.{sys.implementation.cache_tag}.pyc"
         pyc = f"{directory}/__pycache__/{tag}".lstrip("/")
         self.used.add(pyc)
-        if pyc in self._known:
-            code: CodeType = marshal.loads(self._known[pyc][_HEADER:])  # noqa: S302  written by ourselves
+        if pyc in self.known:
+            code: CodeType = marshal.loads(self.known[pyc][_HEADER:])  # noqa: S302  written by ourselves
         else:
             source = read()
             code = compile(source, f"{self._place}/{path}", "exec", dont_inherit=True)
             stamp = importlib.util.source_hash(source)
             self.compiled[pyc] = importlib.util.MAGIC_NUMBER + _UNCHECKED + stamp + _dumped(code)
-        _imp._fix_co_filename(code, file)  # type: ignore[attr-defined]  as the import system does for moved files
+        _renamed(code, file)
         return code
 
 
 class _Loader(SourceFileLoader):
-    def __init__(self, name: str, file: str, recorder: Recorder) -> None:
+    def __init__(self, name: str, file: str, *, recorder: Recorder) -> None:
         super().__init__(name, file)
         self._recorder = recorder
 
@@ -101,40 +112,71 @@ def _dumped(code: CodeType) -> bytes:
         item = left.pop()
         held.append(item)
         if isinstance(item, CodeType):
-            left += [item.co_name, item.co_qualname, item.co_filename, item.co_linetable, item.co_exceptiontable]
+            left += [
+                item.co_name,
+                item.co_qualname,
+                item.co_filename,
+                item.co_linetable,
+                item.co_exceptiontable,
+            ]
             left += [*item.co_names, *item.co_varnames, *item.co_cellvars, *item.co_freevars, *item.co_consts]
         elif isinstance(item, (tuple, frozenset)):
             left += item
     return marshal.dumps(code)
 
 
-def main(config_path: str) -> int:
-    """Do what the module says; return the exit status."""
-    config = json.loads(Path(config_path).read_bytes())
-    out = Path(config["out"])
+def main() -> None:
+    """Do what the module says."""
+    asked = open(0, "rb", buffering=0)  # noqa: SIM115  what is read ahead, `select` would not see
+    config = _message(asked.readline())
     recorder = Recorder(config["roots"], config["place"], _known(config["known"]))
     recorder.install()
+    import site
+
+    for root in config["roots"]:
+        site.addsitedir(root)
+    for module in config["modules"]:
+        with suppress(Exception):  # told by the model that needs it
+            importlib.import_module(module)
+    while select.select([asked], [], [], IDLE_SECONDS)[0] and (line := asked.readline()):
+        child = os.fork()
+        if child == 0:
+            _answer(recorder, _message(line))
+            os._exit(0)  # a framework takes its time to go, and nobody needs that
+        _, status = os.waitpid(child, 0)
+        sys.stdout.write(f"{os.waitstatus_to_exitcode(status)}\n")
+        sys.stdout.flush()
+    shutil.rmtree(config["home"], ignore_errors=True)  # who started us may be gone
+
+
+def _message(line: bytes) -> Any:
+    return json.loads(Path(os.fsdecode(line.rstrip(b"\n"))).read_bytes())
+
+
+def _answer(recorder: Recorder, asked: Mapping[str, Any]) -> None:
+    """Serve the model that is *asked* for and write what came of it."""
+    out = Path(asked["out"])
+    for fd, path in ((0, Path(os.devnull)), (1, Path(os.devnull)), (2, out / "said")):
+        os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), fd)
     result: dict[str, Any] = {}
     try:
-        import site
-
-        for root in config["roots"]:
-            site.addsitedir(root)
-        result = _serve(config["package"])
+        recorder.known = _known(asked["known"])
+        result = _serve(asked["package"])
         if not result:
-            for file in config["compiled_anyway"]:
-                recorder.code(file, Path(file).read_bytes)
-    except BaseException as exc:  # noqa: BLE001  whatever it is, whoever started us has to know
+            for source in asked["compiled_anyway"]:
+                recorder.code(source, Path(source).read_bytes)
+    except BaseException as exc:  # noqa: BLE001  whatever it is, whoever asked has to know
         traceback.print_exc()
         result = {"error": f"{type(exc).__name__}: {exc}"}
     index: dict[str, tuple[int, int]] = {}
-    with (out / "compiled").open("wb") as file:
-        for path, data in sorted(recorder.compiled.items()):
-            index[path] = (file.tell(), len(data))
-            file.write(data)
+    with (out / "compiled").open("wb") as compiled:
+        for module, data in sorted(recorder.compiled.items()):
+            if module not in recorder.known:
+                index[module] = (compiled.tell(), len(data))
+                compiled.write(data)
     told = {**result, "used": sorted(recorder.used), "compiled": index}
     (out / "result.json").write_text(json.dumps(told), encoding="utf-8")
-    return 0
+    sys.stderr.flush()
 
 
 def _known(where: Any) -> dict[str, bytes]:
@@ -146,8 +188,6 @@ def _known(where: Any) -> dict[str, bytes]:
 
 def _serve(package: str) -> dict[str, str]:
     """Serve *package* as the image will, ask it, and stop; return what went wrong, if anything did."""
-    from functools import partial
-
     from mlopsnb.serving import __main__ as server
     from mlopsnb.serving import tuning
 
@@ -175,7 +215,19 @@ def _serve(package: str) -> dict[str, str]:
     thread.start()
     server.main(
         [
-            *(package, "--host", "127.0.0.1", "--port", "0", "--grpc-port", "0", "--workers", "1", "--name", "model"),
+            *(
+                package,
+                "--host",
+                "127.0.0.1",
+                "--port",
+                "0",
+                "--grpc-port",
+                "0",
+                "--workers",
+                "1",
+                "--name",
+                "model",
+            ),
             *("--ready-fd", str(write_end), "--request-timeout", _LONG, "--drain-seconds", "1"),
             *("--max-body-bytes", "2GB"),
         ]
@@ -229,7 +281,9 @@ def _ask_otherwise(url: str, few: Mapping[str, Any]) -> dict[str, str]:
     from mlopsnb.serving import v2
     from mlopsnb.serving.errors import BadRequest
 
-    requests: list[tuple[str, bytes | None]] = [(path, None) for path in ("/ready", "/metrics", "/v2/models/model")]
+    requests: list[tuple[str, bytes | None]] = [
+        (path, None) for path in ("/ready", "/metrics", "/v2/models/model")
+    ]
     try:
         message = json.loads(v2.encode_request(few))
     except BadRequest:  # JSON has no infinity
@@ -271,6 +325,4 @@ def _ask_by_grpc(address: str, few: Mapping[str, Any]) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    status = main(sys.argv[1])
-    sys.stderr.flush()
-    os._exit(status)  # a framework takes its time to go, and nobody needs that
+    main()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import re
 import shutil
@@ -22,25 +21,28 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from mlopsnb import manifest
+from mlopsnb import manifest, plugins
 from mlopsnb.events import StepLog, step
 from mlopsnb.images import contents
 from mlopsnb.images.cache import Store
 from mlopsnb.images.environment import Bytecode, Environment, kernel, probe
+from mlopsnb.images.environment.kernel import canonical
+from mlopsnb.images.environment.prober import Prober, take
 from mlopsnb.images.environment.request import here, minor
-from mlopsnb.images.environment.tools import Done, Tool
 from mlopsnb.images.errors import Incomplete, storing
 from mlopsnb.images.planning import site_packages
 from mlopsnb.settings import settings
 
 if TYPE_CHECKING:
     from mlopsnb.images.plan import File
+    from mlopsnb.manifest import Manifest
 
 _FORMAT = "1"
 _NOT_INSTALLED = re.compile(r"No module named '([\w.]+)'|'([\w.]+)' is not installed")
-_PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH")
-"""What the interpreter may need to start at all; of the rest a model in a container knows nothing either."""
-
+_NAME = re.compile(r"[^A-Za-z0-9._-]")
+_SERVER = tuple(
+    f"mlopsnb.serving.{name}" for name in ("__main__", "app", "engine", "server", "worker", "rpc.service")
+)
 _TOLD_LINES = 12
 
 
@@ -80,11 +82,13 @@ class Proof:
         self._files = (*contents.runtime_files(), *contents.code_files(code_paths))
         self._place = f"/{site_packages(environment.lock.python)}"
         self._key = self._digest(environment, self._files)
-        self._proof_key = _hash(self._key, manifest.read(package).digest)
+        described = manifest.read(package)
+        self._proof_key = _hash(self._key, described.digest)
         self._package = package
         self._ends = ExitStack()
         self._log = StepLog()
-        self._tool: Tool | None = None
+        self._prober: Prober | None = None
+        self._modules = _modules(environment, described)
         self._done: Bytecode | None = None
 
     def __enter__(self) -> Self:
@@ -93,7 +97,7 @@ class Proof:
             self._done = self._not_here() or self._kept()
             if self._done is None:
                 self._log = ends.enter_context(step("prove", "serving the model from its environment"))
-                self._tool = ends.enter_context(self._start(ends))
+                self._prober = self._start(ends)
             self._ends = ends.pop_all()
         return self
 
@@ -109,8 +113,9 @@ class Proof:
         `DiskFull` if the result cannot be kept.
         """
         if self._done is None:
-            assert self._tool is not None
-            self._done = self._finish(self._tool.wait())
+            assert self._prober is not None
+            self._done = self._finish(self._prober.wait())
+            self._prober.rest()
             self._log.result = f"answers as the notebook's model; {len(self._done.files)} modules compiled"
         return self._done
 
@@ -128,7 +133,9 @@ class Proof:
         if (lock.platform, lock.python) == (here(), minor()):
             return None
         note = f"an environment for {lock.platform} and Python {lock.python} cannot be run here: the model was not loaded"
-        return Bytecode(files={}, notes=(f"{note} from it before it was packed, and no modules are compiled",))
+        return Bytecode(
+            files={}, notes=(f"{note} from it before it was packed, and no modules are compiled",)
+        )
 
     def _kept(self) -> Bytecode | None:
         used = self._store.note("proofs", self._proof_key)
@@ -149,41 +156,34 @@ class Proof:
         where = {path: known["index"][path] for path in sorted(used)}
         return Bytecode(files={path: data[start : start + size] for path, (start, size) in where.items()})
 
-    def _start(self, ends: ExitStack) -> Tool:
+    def _start(self, ends: ExitStack) -> Prober:
         tmp = self._store.root / "tmp"
         try:
             tmp.mkdir(parents=True, exist_ok=True)
             self._scratch = Path(tempfile.mkdtemp(prefix="proof-", dir=tmp)).resolve()
             ends.callback(shutil.rmtree, self._scratch, ignore_errors=True)
-            stage = self._scratch / "site-packages"
-            compiled_anyway = [str(path) for path in _staged(self._files, stage) if path.suffix == ".py"]
-            config = {
-                "roots": [str(self._environment.root.resolve()), str(stage)],
-                "place": self._place,
-                "package": str(self._package.absolute()),
-                "known": self._known(),
-                "compiled_anyway": compiled_anyway,
-                "out": str(self._scratch),
-            }
-            (self._scratch / "config.json").write_text(json.dumps(config), encoding="utf-8")
-            (self._scratch / "home").mkdir()
+            key = _hash(self._key, *self._modules)
+            prober = take(key) or Prober(key, self._python)
+            ends.push(prober)  # ended unless it answers
+            if not prober.started:
+                prober.start(self._environment, self._files, self._place, self._modules, self._known())
+            prober.ask(self._package, self._scratch, self._known())
         except OSError as exc:
             raise storing(tmp, exc) from exc
-        home = str(self._scratch / "home")
-        env = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-        env |= {"HOME": home, "TMPDIR": home, "LANG": "C.UTF-8"}
-        return Tool(
-            (self._python, "-I", "-S", probe.__file__, self._scratch / "config.json"), env=env, cwd=self._scratch
-        )
+        return prober
 
-    def _finish(self, done: Done) -> Bytecode:
+    def _finish(self, status: int) -> Bytecode:
         try:
             told = json.loads((self._scratch / "result.json").read_bytes())
         except (OSError, ValueError):
-            raise _crashed(done) from None
+            assert self._prober is not None
+            raise _crashed(status, self._prober.said(self._scratch)) from None
         if "error" in told:
             raise _incomplete(told["error"])
-        known = self._merged(told["compiled"])
+        try:
+            known = self._merged(told["compiled"])
+        except OSError as exc:
+            raise storing(self._scratch, exc) from exc
         self._store.set_note("proofs", self._proof_key, told["used"])
         return self._bytecode(told["used"], known)
 
@@ -209,20 +209,6 @@ def _hash(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def _staged(files: Iterable[File], stage: Path) -> list[Path]:
-    """Lay *files* out below *stage* as they will lie in the image, those of the disk as links."""
-    found = []
-    for file in files:
-        path = stage / file.path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(file.source, Path):
-            path.symlink_to(file.source.absolute())
-        else:
-            path.write_bytes(file.source)
-        found.append(path)
-    return found
-
-
 def _incomplete(error: str) -> Incomplete:
     """Say that the environment does not do, and which package would help."""
     missing = _NOT_INSTALLED.search(error)
@@ -236,12 +222,33 @@ def _incomplete(error: str) -> Incomplete:
     return Incomplete(f"the model does not run in the environment meant for its image: {error}", hint=hint)
 
 
-def _crashed(done: Done) -> Incomplete:
-    last = " / ".join(line.strip() for line in done.said.splitlines()[-_TOLD_LINES:] if line.strip())
-    how = f"ended with {done.status}"
-    if done.status < 0:
-        how = f"was ended by {signal.Signals(-done.status).name}"
-    hint = "is there memory enough for a second copy of the model?" if done.status == -signal.SIGKILL else ""
+def _crashed(status: int, said: str) -> Incomplete:
+    last = " / ".join(line.strip() for line in said.splitlines()[-_TOLD_LINES:] if line.strip())
+    how = f"ended with {status}"
+    if status < 0:
+        how = f"was ended by {signal.Signals(-status).name}"
+    hint = "is there memory enough for a second copy of the model?" if status == -signal.SIGKILL else ""
     return Incomplete(
-        f"the process that served the model from the environment meant for its image {how}: {last[-800:]}", hint=hint
+        f"the process that served the model from the environment meant for its image {how}: {last[-800:]}",
+        hint=hint,
     )
+
+
+def _modules(environment: Environment, described: Manifest) -> tuple[str, ...]:
+    """Return what any model of this format imports: the server, the format, and the packages that it names."""
+    named = {canonical(_NAME.split(text.strip(), maxsplit=1)[0]) for text in described.requirements}
+    found = [
+        module
+        for name in sorted(named)
+        for module in sorted(_top_level(environment, name))
+        if name == canonical(module) or name.startswith(f"{canonical(module)}-")
+    ]
+    built_in = plugins.BUILT_IN.get(("format", described.format), "").partition(":")[0]
+    return (*_SERVER, *found, *filter(None, [built_in]))
+
+
+def _top_level(environment: Environment, name: str) -> set[str]:
+    files = environment.packages.get(name, ())
+    return {
+        f.path.partition("/")[0] for f in files if f.path.endswith("/__init__.py") and f.path.count("/") == 1
+    }

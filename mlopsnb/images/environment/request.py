@@ -92,9 +92,7 @@ def request(
         if exact(root) or not takes(root, installed.get(name, "")):
             held.pop(name, None)
         asked.append(_rebuilt(root, accelerator))
-    return Request(
-        roots=tuple(asked), held=held, platform=platform, python=python, accelerator=accelerator
-    )
+    return Request(roots=tuple(asked), held=held, platform=platform, python=python, accelerator=accelerator)
 
 
 def _is_version(text: str) -> bool:

@@ -84,7 +84,11 @@ def _of_runtime() -> list[Requirement]:
             hint="pip install 'mlopsnb[serving,grpc]'",
         ) from exc
     requirements = [_parsed(line, "mlopsnb") for line in lines if _extra(line) in ("", *_EXTRAS)]
-    return [_unmarked(r) for r in requirements if r.marker is None or r.marker.evaluate({**_TARGET, "extra": _extra(str(r.marker))})]
+    return [
+        _unmarked(r)
+        for r in requirements
+        if r.marker is None or r.marker.evaluate({**_TARGET, "extra": _extra(str(r.marker))})
+    ]
 
 
 def _extra(line: str) -> str:

@@ -60,7 +60,9 @@ def _add_network(found: dict[str, str], pip: Mapping[str, str]) -> None:
         "SSL_CERT_FILE": next(filter(None, certificates), ""),
         "SSL_CLIENT_CERT": pip.get("client-cert", ""),
         "UV_HTTP_TIMEOUT": pip.get("timeout", ""),
-        "UV_KEYRING_PROVIDER": "subprocess" if pip.get("keyring-provider") in ("subprocess", "import") else "",
+        "UV_KEYRING_PROVIDER": "subprocess"
+        if pip.get("keyring-provider") in ("subprocess", "import")
+        else "",
     }
     for variable, value in given.items():
         if value:
@@ -127,7 +129,10 @@ def _pip_files(environ: Mapping[str, str]) -> Iterator[Path]:
     machine = [Path(d) for d in environ.get("XDG_CONFIG_DIRS", "/etc/xdg").split(os.pathsep) if d]
     if sys.platform == "darwin":
         support = home / "Library/Application Support"
-        machine, user = [Path("/Library/Application Support")], support if (support / "pip").is_dir() else user
+        machine, user = (
+            [Path("/Library/Application Support")],
+            support if (support / "pip").is_dir() else user,
+        )
     yield from (directory / "pip/pip.conf" for directory in machine)
     yield Path("/etc/pip.conf")
     yield home / ".pip/pip.conf"

@@ -47,11 +47,13 @@ class Tool:
         cwd: Path | None = None,
         pass_fds: Sequence[int] = (),
     ) -> None:
-        self._out: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+        self._out: IO[str] = tempfile.TemporaryFile(  # noqa: SIM115  closed by `end`
+            "w+", encoding="utf-8", errors="replace"
+        )
         with tempfile.TemporaryFile("w+", encoding="utf-8") as text:
             text.write(given)
             text.seek(0)
-            self._process = subprocess.Popen(
+            self._process = subprocess.Popen(  # noqa: S603  tools of the user's own Python
                 [str(part) for part in command],
                 stdin=text,
                 stdout=self._out,

@@ -99,14 +99,12 @@ def wanted_by(text: str) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def install(
-    uv: Path, lock: Lock, into: Path, env: Mapping[str, str], on_line: Callable[[str], None]
-) -> None:
+def install(uv: Path, lock: Lock, into: Path, env: Mapping[str, str], on_line: Callable[[str], None]) -> None:
     """Install *lock* into the directory *into*, its files linked from uv's cache where that can be.
 
     Raises `IndexFailed`, `DiskFull`, or `BuildError` if a wheel is not the locked one.
     """
-    command = [
+    command: list[str | Path] = [
         *(uv, "pip", "install", "--target", into, "-r", "-", "--no-deps", "--require-hashes"),
         *("--python", sys.executable, "--python-version", lock.python),
         *("--python-platform", PLATFORMS[lock.platform], "--link-mode", "hardlink", "--no-compile-bytecode"),
