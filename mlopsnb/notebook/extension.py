@@ -15,20 +15,14 @@ from mlopsnb.notebook.completion import DeploymentNames, local_names, make_match
 from mlopsnb.notebook.magics import MlopsnbMagics
 
 _RECORDS = {
-<<<<<<< HEAD
     ("mlopsnb.records", "Artifact"): "displays.artifact",
     ("mlopsnb.records", "ModelVersion"): "displays.version",
     ("mlopsnb.deployment", "Deployment"): "displays.deployment",
+    ("mlopsnb.deployment", "Deployments"): "displays.deployments",
+    ("mlopsnb.deployment", "History"): "displays.history",
     ("mlopsnb.images.image", "Image"): "image_displays.image",
     ("mlopsnb.images.environment.diff", "Diff"): "image_displays.diff",
     ("mlopsnb.cleaning", "Cleanup"): "image_displays.cleanup",
-=======
-    ("mlopsnb.records", "Artifact"): "artifact",
-    ("mlopsnb.records", "ModelVersion"): "version",
-    ("mlopsnb.deployment", "Deployment"): "deployment",
-    ("mlopsnb.deployment", "Deployments"): "deployments",
-    ("mlopsnb.deployment", "History"): "history",
->>>>>>> img-env
 }
 
 
