@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import threading
+import time
 import urllib.request
 from dataclasses import dataclass
 
@@ -42,6 +43,16 @@ def _await(url, process):
         except OSError:
             never.wait(0.05)
     raise AssertionError(f"no answer at {url}")
+
+
+def until_ready(url, seconds=60):
+    """Wait until *url* answers 200."""
+    end, never = time.monotonic() + seconds, threading.Event()
+    while True:
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5):
+            return
+        assert time.monotonic() < end, f"{url} never answered 200"
+        never.wait(0.1)
 
 
 @dataclass(frozen=True)
