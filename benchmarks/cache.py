@@ -11,13 +11,13 @@ import asyncio
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
 import mlopsnb
+from mlopsnb.serving.app import begin
 from mlopsnb.serving.caching import Cached
 from mlopsnb.serving.engine import Engine
 
@@ -51,13 +51,6 @@ KNOWN = {"none": 0.0, "90 %": 0.9, "all": 1.0}
 NO_STORE = {b"cache-control": b"no-store"}
 
 
-@dataclass
-class Asker:
-    headers: dict = field(default_factory=dict)
-    told: tuple = ()
-    degraded: str = ""
-
-
 async def seconds(cache, inputs, rows, headers):
     """Return the CPU time of one request, in all threads."""
     loop = asyncio.get_running_loop()
@@ -66,10 +59,10 @@ async def seconds(cache, inputs, rows, headers):
     def done(_, outcome):
         answered.set_result(outcome)
 
-    begin = time.process_time()
-    cache.submit(Asker(headers), inputs, rows, done, deadline=None, loop=loop, at_once=True)
+    started = time.process_time()
+    cache.submit(begin("POST", "/", headers, ()), inputs, rows, done, deadline=None, loop=loop, at_once=True)
     outcome = await answered
-    spent = time.process_time() - begin
+    spent = time.process_time() - started
     assert len(next(iter(outcome.values()))) == rows
     return spent
 

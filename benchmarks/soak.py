@@ -6,8 +6,8 @@ There are two servers, of two workers each. One is a deployment that two version
 worker is killed now and then, and the other server keeps its first worker from beginning to end: its memory tells of
 leaks. Every answer says by header which version gave it, and is compared with what that version computes.
 
-Ends with 1 if an answer was wrong, a request hung, one failed that no killed worker excuses, or a worker's memory grew
-by more than 2 % after it had settled. Everything runs on the loopback interface and below a temporary directory, and
+Ends with 1 if an answer was wrong, a request hung, one failed or a kept connection was closed without a word that no
+killed worker excuses, or a worker's memory grew by more than 2 % after it had settled. Everything runs on the loopback interface and below a temporary directory, and
 is ended and removed at the end.
 """
 
@@ -35,6 +35,9 @@ from soak_load import FEATURES, HANG_SECONDS, NAME, Client, Reference, Tally
 WORKERS = 2
 EXCUSED_SECONDS = 1.0
 """How long after a kill a request may fail that was with the killed worker."""
+
+Killed = tuple[float, float]
+"""Between when and when workers were killed."""
 
 MOST_GROWTH = 0.02
 _SETTLED_SHARE, _SETTLED_SECONDS = 1 / 3, 300.0
@@ -215,11 +218,11 @@ def _soak(args: argparse.Namespace, root: Path, state_dir: Path) -> int:
 
 def _disturb(
     steady: Steady, versions: Sequence[object], state_dir: Path, args: argparse.Namespace
-) -> tuple[list[float], int]:
+) -> tuple[list[Killed], int]:
     """Kill and redeploy by turns until the time is over; return when workers were killed, and the redeploys."""
     import mlopsnb
 
-    kills: list[float] = []
+    kills: list[Killed] = []
     deploys = 0
     now = time.monotonic()
     end, kill, deploy = now + args.minutes * 60, now + args.kill_every, now + args.redeploy_every
@@ -227,9 +230,9 @@ def _disturb(
         time.sleep(max(0.0, min(kill, deploy, end) - now))
         now = time.monotonic()
         if now >= kill:
-            kills.append(now)
             kill += args.kill_every
             _kill(steady, state_dir)
+            kills.append((now, time.monotonic()))  # to find the workers may take a while
         if end > now >= deploy:
             deploys += 1
             deploy += args.redeploy_every
@@ -247,13 +250,18 @@ def _kill(steady: Steady, state_dir: Path) -> None:
         process.kill()
 
 
-def _report(tally: Tally, kills: Sequence[float], stuck: Sequence[str], seconds: float) -> bool:
+def _report(tally: Tally, kills: Sequence[Killed], stuck: Sequence[str], seconds: float) -> bool:
     """Print what the clients saw; say whether anything of it is bad."""
 
     def excused(start: float, end: float) -> bool:
-        return any(start <= kill + EXCUSED_SECONDS and end >= kill for kill in kills)
+        return any(start <= done + EXCUSED_SECONDS and end >= begun for begun, done in kills)
 
-    unexcused = [what for start, end, what in tally.failed if not excused(start, end)]
+    def since(start: float) -> str:
+        before = [start - done for _, done in kills if done <= start]
+        return f"begun {before[-1]:.1f} s after a kill" if before else "begun before any kill"
+
+    unexcused = [f"{what}, {since(start)}" for start, end, what in tally.failed if not excused(start, end)]
+    cut = [f"found after {end - start:.1f} s" for start, end in tally.closed if not excused(start, end)]
     total = sum(tally.answered.values())
     for kind, count in sorted(tally.answered.items()):
         print(f"  {kind:<20} {count:>10,}")
@@ -263,8 +271,10 @@ def _report(tally: Tally, kills: Sequence[float], stuck: Sequence[str], seconds:
     print(f"hung connections: {_told([*tally.hung, *(f'{name} did not end' for name in stuck)])}")
     print(f"failed requests: {_told(unexcused)}")
     print(f"  and {len(tally.failed) - len(unexcused)} in the second after a worker was killed")
+    print(f"kept connections that were closed without a word: {_told(cut)}")
+    print(f"  and {len(tally.closed) - len(cut)} when a worker was killed")
     print(f"told that the server drains, on a kept connection: {tally.draining}")
-    return bool(tally.wrong or tally.hung or stuck or unexcused)
+    return bool(tally.wrong or tally.hung or stuck or unexcused or cut)
 
 
 def _told(what: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import random
+import select
 import socket
 import threading
 import time
@@ -25,13 +26,17 @@ _LENGTH = "Inference-Header-Content-Length"
 
 @dataclass(slots=True)
 class Tally:
-    """What the clients saw. `failed` holds (start, end, what) of requests that got no answer of the right kind."""
+    """What the clients saw. `failed` holds (start, end, what) of requests that got no answer of the right kind.
+
+    `closed` holds (last used, found) of kept connections that ended without a word between two requests.
+    """
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     answered: Counter[str] = field(default_factory=Counter)
     versions: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     failed: list[tuple[float, float, str]] = field(default_factory=list)
+    closed: list[tuple[float, float]] = field(default_factory=list)
     hung: list[str] = field(default_factory=list)
     draining: int = 0
 
@@ -67,6 +72,8 @@ class Reference:
 class Client(threading.Thread):
     """Sends requests of all kinds, one after the other, until told to stop. Never retries.
 
+    Before it uses a kept connection again, it looks whether that was closed meanwhile, as HTTP clients do.
+
     It asks the servers on *ports* by turns, and *grpc*, the last of them, by gRPC. With *pause* it takes a rest of so
     many seconds, on average, after each request.
     """
@@ -87,6 +94,7 @@ class Client(threading.Thread):
         self._grpc, self._call = grpc, None
         self._reference, self._tally, self._stopped, self._pause = reference, tally, stop, pause
         self._kept: dict[int, http.client.HTTPConnection] = {}
+        self._used: dict[int, float] = {}
         self._kinds: dict[str, tuple[int, Callable[[], str]]] = {
             "one row": (30, lambda: self._v2(1)),
             "7 rows": (15, lambda: self._v2(7)),
@@ -140,8 +148,15 @@ class Client(threading.Thread):
             self._kept.pop(port).close()
 
     def _connection(self) -> http.client.HTTPConnection:
+        now = time.monotonic()
+        kept = self._kept.get(self._port)
+        if kept is not None and kept.sock is not None and select.select([kept.sock], [], [], 0)[0]:
+            self._drop(self._port)
+            with self._tally.lock:
+                self._tally.closed.append((self._used[self._port], now))
         if self._port not in self._kept:
             self._kept[self._port] = self._connect()
+        self._used[self._port] = now
         return self._kept[self._port]
 
     def _connect(self) -> http.client.HTTPConnection:

@@ -136,6 +136,11 @@ class Deployment:
         return self.release.url
 
     @property
+    def grpc(self) -> str | None:
+        """Where gRPC's clients connect, as `HOST:PORT`; None if nothing serves it."""
+        return self.release.grpc
+
+    @property
     def status(self) -> str:
         """`ready`, `starting`, `stopped` (its process is gone), or `deleted`."""
         from mlopsnb.client import Client
@@ -161,9 +166,9 @@ class Deployment:
         current = self._current(self.release)
         return current.source if current else None
 
-    def history(self) -> tuple[Revision, ...]:
+    def history(self) -> History:
         """Return all revisions that the target still knows, oldest first."""
-        return self.release.revisions
+        return History(self.release.revisions)
 
     def predict(self, x: object) -> np.ndarray[Any, Any] | dict[str, np.ndarray[Any, Any]]:
         """Send *x* to the endpoint and return its answer: an array, or a dict of arrays if the model has several outputs.
@@ -228,6 +233,7 @@ class Deployment:
                 created=now(),
                 state="starting",
                 port=None,
+                grpc_port=current.grpc_port if current else None,
             )
             execute(self._target, self.name, rollout.rolling(release, new), timeout=settings().timeout)
         return self
@@ -244,28 +250,64 @@ class Deployment:
         return rollout.serving(release) or (served[-1] if served else None)
 
 
+class History(tuple["Revision", ...]):
+    """Revisions, oldest first: a tuple that notebooks show as a table."""
+
+    __slots__ = ()
+
+
+class Deployments(tuple[Deployment, ...]):
+    """Deployments: a tuple that notebooks show as a table."""
+
+    __slots__ = ()
+
+
 def now() -> str:
     """Return the present time as revisions and packages note it (ISO 8601, UTC)."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def get(name: str, *, target: str | None = None) -> Deployment:
-    """Return the deployment *name*; `UserError` with the nearest name if there is none."""
-    target = settings(target=target).target
-    backend: Target = plugins.create("target", target)
-    if not backend.observe(name).revisions:
-        known = backend.names()
+    """Return the deployment *name* on *target*; without, on the target of the settings, or wherever it is.
+
+    `UserError` with the nearest name if there is none, or if it is on several other targets.
+    """
+    usual = settings(target=target).target
+    found: list[Deployment] = []
+    known: list[str] = []
+    looked: list[str] = []
+    for kind in [usual] if target else sorted(plugins.available("target"), key=lambda kind: kind != usual):
+        try:
+            backend: Target = plugins.create("target", kind)
+            if backend.observe(name).revisions:
+                found.append(Deployment(name, backend, kind))
+                if kind == usual:
+                    break
+            names = backend.names()
+        except MlopsnbError as exc:
+            if kind == usual:
+                raise
+            looked.append(f"on target {kind!r}, which could not be asked: {exc.message}")
+            continue
+        looked.append(f"on target {kind!r}; there are: {', '.join(names) or 'none'}")
+        known += names
+    if len(found) > 1:
         raise UserError(
-            f"no deployment named {name!r} on target {target!r}; there are: {', '.join(known) or 'none'}",
+            f"{name!r} is on the targets {', '.join(d.target for d in found)}",
+            hint=f"say which: target={found[0].target!r}",
+        )
+    if not found:
+        raise UserError(
+            f"no deployment named {name!r} {', nor '.join(looked)}",
             hint=nearest(name, known) or "deployments() lists those of all targets",
         )
-    return Deployment(name, backend, target)
+    return found[0]
 
 
-def deployments(*, target: str | None = None) -> tuple[Deployment, ...]:
+def deployments(*, target: str | None = None) -> Deployments:
     """Return all deployments of *target*, or of every installed target."""
     found: list[Deployment] = []
     for kind in [target] if target else plugins.available("target"):
         backend: Target = plugins.create("target", kind)
         found += [Deployment(name, backend, kind) for name in backend.names()]
-    return tuple(found)
+    return Deployments(found)

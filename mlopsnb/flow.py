@@ -268,6 +268,7 @@ def deploy(
     format: str | None = None,
     target: str | None = None,
     port: int | None = None,
+    grpc_port: int | None = None,
     env: Mapping[str, str] | None = None,
     cache_bytes: int | None = None,
     fallback: Artifact | ModelVersion | str | None = None,
@@ -288,6 +289,9 @@ def deploy(
         example, format: as for `export`; reference, metrics: as for `log`.
         target: where to run it: `process` (this machine).
         port: the port to serve on; by default a free one, kept by later revisions.
+        grpc_port: serve gRPC too, on this port, or with 0 on a free one; kept by later revisions, off by default.
+            Calls and connections that are on the wire at the moment when a revision gives way may end with
+            `CANCELLED` or `UNAVAILABLE`, as gRPC has it: clients that wait for ready and retry these notice nothing.
         env: environment variables of the server.
         cache_bytes: keep answers, in so much memory, for rows that come again; by default none.
         fallback: an `Artifact`, a `ModelVersion` or a URI: a smaller model of the same signature, which answers
@@ -313,6 +317,7 @@ def deploy(
         created=now(),
         env=_checked(env),
         port=_checked_port(port),
+        grpc_port=_checked_grpc_port(grpc_port, port),
         cache_bytes=_checked_bytes(cache_bytes),
         workers=_checked_workers(workers),
     )
@@ -351,6 +356,16 @@ def _checked_port(port: object) -> int | None:
     )
 
 
+def _checked_grpc_port(port: object, http: object) -> int | None:
+    if port is None or (isinstance(port, int) and not isinstance(port, bool) and 0 <= port < 65536):
+        if port and port == http:
+            raise UserError(f"HTTP and gRPC cannot share port {port}", hint="give another grpc_port")
+        return port
+    raise UserError(
+        f"grpc_port must be a number from 0 to 65535, found {port!r}", hint="0 takes one that is free"
+    )
+
+
 def _checked_workers(workers: object) -> int:
     if isinstance(workers, int) and not isinstance(workers, bool) and 0 < workers <= _MOST_WORKERS:
         return workers
@@ -383,8 +398,10 @@ def _plan(
 ) -> tuple[Action, ...]:
     """Decide what to do, from what runs now. Touches nothing."""
     present = backend.observe(name)
+    kept = [r.grpc_port for r in present.revisions if r.state != "failed"][-1:]
     new = replace(
         draft,
+        grpc_port=draft.grpc_port if draft.grpc_port is not None or not kept else kept[0],
         id=rollout.next_id(present),
         source=source,
         digest=artifact.digest if artifact else "",

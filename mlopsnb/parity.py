@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -192,6 +192,30 @@ def prove(
     Returns the report whether or not they agree; `require` raises for one that does not.
     *tolerance* replaces the default of the dtype.
     """
+    checks, refused = _checked(original, exported, inputs, tolerance)
+    if refused:
+        notes = (*notes, f"the original takes {', '.join(refused)} too, the export does not")
+    timed = take_rows(inputs, min(rows_of(inputs), _TIMED_ROWS))
+    return ParityReport(
+        checks=tuple(checks),
+        tolerance=tolerance if tolerance is not None else TOLERANCE[_coarsest(inputs)],
+        original_ms=_milliseconds(original, timed),
+        exported_ms=_milliseconds(exported, timed),
+        rows=rows_of(timed),
+        notes=notes,
+    )
+
+
+def difference(original: Predict, exported: Predict, inputs: Arrays) -> ParityError | None:
+    """Return the error that tells where *exported* differs, as in `prove`'s report; times nothing."""
+    checks, _ = _checked(original, exported, inputs, None)
+    return _failure(checks, TOLERANCE[_coarsest(inputs)])
+
+
+def _checked(
+    original: Predict, exported: Predict, inputs: Arrays, tolerance: float | None
+) -> tuple[list[ParityCheck], list[str]]:
+    """Return the checks of all `cases`, and the dtypes that the export alone refuses."""
     checks: list[ParityCheck] = []
     refused: list[str] = []
     usual: Arrays = {}
@@ -214,17 +238,7 @@ def prove(
             name: _rms(a) for name, a in wanted.items() if a.dtype.kind == "f"
         }  # of the example
         checks += _compare(case.name, wanted, found, _coarsest(case.inputs), tolerance, usual)
-    if refused:
-        notes = (*notes, f"the original takes {', '.join(refused)} too, the export does not")
-    timed = take_rows(inputs, min(rows_of(inputs), _TIMED_ROWS))
-    return ParityReport(
-        checks=tuple(checks),
-        tolerance=tolerance if tolerance is not None else TOLERANCE[_coarsest(inputs)],
-        original_ms=_milliseconds(original, timed),
-        exported_ms=_milliseconds(exported, timed),
-        rows=rows_of(timed),
-        notes=notes,
-    )
+    return checks, refused
 
 
 def compare(wanted: Arrays, found: Arrays, *, tolerance: float | None = None) -> ParityReport:
@@ -241,7 +255,11 @@ def compare(wanted: Arrays, found: Arrays, *, tolerance: float | None = None) ->
 
 def failure(report: ParityReport) -> ParityError | None:
     """Return the error that says where *report* is worst, or None if the export equals the original."""
-    bad = [c for c in report.checks if not c.equal]
+    return _failure(report.checks, report.tolerance)
+
+
+def _failure(checks: Sequence[ParityCheck], tolerance: float) -> ParityError | None:
+    bad = [c for c in checks if not c.equal]
     if not bad:
         return None
     worst = max(bad, key=lambda c: c.max_abs_error)
@@ -255,11 +273,11 @@ def failure(report: ParityReport) -> ParityError | None:
         where += (
             f" at [{', '.join(map(str, worst.worst))}]: original {worst.original:.6g}, export {worst.exported:.6g} "
             f"(max absolute error {worst.max_abs_error:.3g}, max relative error {worst.max_rel_error:.3g}, "
-            f"tolerance {report.tolerance:g})"
+            f"tolerance {tolerance:g})"
         )
     return ParityError(
         f"the export does not equal the original: output {worst.output!r} differs in {len(bad)} of "
-        f"{len(report.checks)} checks; {where}",
+        f"{len(checks)} checks; {where}",
         hint="does forward branch on data or bake in sizes? Try another format, or give tolerance= if this is "
         "rounding",
     )

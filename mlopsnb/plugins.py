@@ -30,12 +30,17 @@ def available(kind: Kind) -> dict[str, EntryPoint]:
     return {ep.name: ep for ep in sorted(entry_points(group=f"mlopsnb.{kind}s"), key=lambda ep: ep.name)}
 
 
+def find(kind: Kind, name: str) -> EntryPoint:
+    """Return the entry point of the back end *name*, or raise `UnknownBackend`. Imports nothing of it."""
+    found = available(kind)
+    if name not in found:
+        raise UnknownBackend(kind, name, tuple(found))
+    return found[name]
+
+
 def create(kind: Kind, name: str, /, **options: object) -> Any:
     """Load the back end *name* and make one, or raise `UnknownBackend`."""
     if (kind, name) in _BUILT_IN:
         module, _, attribute = _BUILT_IN[kind, name].partition(":")
         return getattr(import_module(module), attribute)(**options)
-    found = available(kind)
-    if name not in found:
-        raise UnknownBackend(kind, name, tuple(found))
-    return found[name].load()(**options)
+    return find(kind, name).load()(**options)

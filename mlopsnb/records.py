@@ -115,7 +115,7 @@ class Revision:
 
     `source` says where the package came from (`models:/fraud/3`, or the digest of a bare artifact);
     `package` is the directory it is served from, `address` where this revision alone can be reached; `workers` are
-    the processes that share the port, each with the model.
+    the processes that share the port, each with the model; `grpc_port` is the port for gRPC, if it is served.
     `cache_bytes` is the memory for answers that are kept, `fallback` the package that answers while this one cannot.
     """
 
@@ -128,6 +128,7 @@ class Revision:
     cache_bytes: int | None = None
     fallback: Path | None = None
     port: int | None = None
+    grpc_port: int | None = None
     workers: int = 1
     state: RevisionState = "starting"
     address: str = ""
@@ -138,7 +139,8 @@ class Revision:
 class Release:
     """What a target knows under one name: its revisions, oldest first, and who gets the traffic.
 
-    `weights` maps revision ids to percent. `url` is where clients send requests; None if nothing serves.
+    `weights` maps revision ids to percent. `url` is where clients send requests, `grpc` where those of gRPC connect
+    (`HOST:PORT`); None if nothing serves.
     """
 
     name: str
@@ -146,3 +148,4 @@ class Release:
     revisions: tuple[Revision, ...] = ()
     weights: Mapping[int, int] = field(default_factory=dict)
     url: str | None = None
+    grpc: str | None = None

@@ -130,7 +130,7 @@ def _converted(
             with _quiet():
                 save(_convert(call, inputs, original(inputs), dtype), directory)
             exported = runner(open_session(directory / FILE), list(inputs), list(original(inputs)))
-            problem = parity.failure(parity.prove(original, exported, inputs))
+            problem = parity.difference(original, exported, inputs)
         except Exception as exc:  # noqa: BLE001  the converters and ONNX Runtime raise many kinds
             problems[dtype] = telling_line(exc, first=True)
             continue

@@ -182,7 +182,7 @@ class _Job:
             exported = runner(open_session(file), self.inputs, self.outputs)
         except Exception as exc:  # noqa: BLE001  ONNX Runtime's errors have no common base
             return telling_line(exc)
-        return parity.failure(parity.prove(self.bound.predict, exported, self.bound.inputs))
+        return parity.difference(self.bound.predict, exported, self.bound.inputs)
 
 
 def _reason(exc: BaseException) -> str:

@@ -76,24 +76,25 @@ class TorchScript:
         def first(inputs: Tensors) -> Tensors:
             nonlocal chosen
             outputs = plain(inputs)
-            chosen = _faster(module, plain, names, _probes(inputs, signature)) or plain
+            fewer = [(less, _outcome(plain, less)) for less in _fewer(inputs, signature)]
+            chosen = _faster(module, names, [(inputs, outputs), *fewer]) or plain
             return outputs
 
         chosen = first
         return lambda inputs: chosen(inputs)  # noqa: PLW0108  what is chosen changes with the first call
 
 
-def _probes(inputs: Tensors, signature: Signature) -> list[Tensors]:
-    """Return *inputs*, and, where rows may be taken, one of them and none: what a faster model must get right."""
+def _fewer(inputs: Tensors, signature: Signature) -> list[Tensors]:
+    """Return one row of *inputs*, and none, where rows may be taken: what a faster model must get right as well."""
     if not all(s.shape and s.shape[0] is None for s in signature.inputs):
-        return [inputs]
-    return [inputs, *({name: a[:rows] for name, a in inputs.items()} for rows in (1, 0))]
+        return []
+    return [{name: a[:rows] for name, a in inputs.items()} for rows in (1, 0)]
 
 
 def _faster(
-    module: Any, plain: Predict, names: tuple[list[str], list[str]], probes: list[Tensors]
+    module: Any, names: tuple[list[str], list[str]], known: list[tuple[Tensors, Tensors | None]]
 ) -> Predict | None:
-    """Return *module* frozen and optimized; None if that cannot be done or does not answer as *plain* does.
+    """Return *module* frozen and optimized; None if that cannot be done or does not answer as is *known* of it.
 
     Frozen weights need no gradients, so that there is nothing to switch off at each call. The optimizer transposes
     weights that no convolution takes, which gains with a few rows, and costs with many: those go without.
@@ -105,8 +106,7 @@ def _faster(
             few = torch_binding.runner(torch.jit.optimize_for_inference(module), *names, frozen=True)
             same = not names[0] or _has_convolution(frozen)
             many = few if same else torch_binding.runner(frozen, *names, frozen=True)
-            for inputs in probes:
-                wanted = _outcome(plain, inputs)
+            for inputs, wanted in known:
                 if not all(_same(wanted, _outcome(predict, inputs)) for predict in {few, many}):
                     return None
     except Exception:  # noqa: BLE001  what cannot be frozen, a model with state for one, runs as it is
@@ -221,7 +221,7 @@ def _stands_optimizing(bound: Bound, module: Any) -> bool:
 def _difference(bound: Bound, module: Any) -> ExportError | None:
     outputs = tuple(bound.predict(bound.inputs))
     exported = torch_binding.runner(module, tuple(bound.inputs), outputs)
-    return parity.failure(parity.prove(bound.predict, exported, bound.inputs))
+    return parity.difference(bound.predict, exported, bound.inputs)
 
 
 def branch_told(caught: list[warnings.WarningMessage]) -> str:

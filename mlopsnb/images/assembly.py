@@ -40,7 +40,7 @@ class Assembled:
 
 def assemble(plan: ImagePlan, packed: Sequence[ImageLayer]) -> Assembled:
     """Put the image together from *packed*, the plan's layers in their order."""
-    layers = (*_base_layers(plan.base), *packed)
+    layers = (*base_layers(plan.base), *packed)
     config = _canonical(_config(plan, layers))
     manifest = _canonical(
         {
@@ -89,7 +89,8 @@ def record(
     )
 
 
-def _base_layers(base: Base) -> list[ImageLayer]:
+def base_layers(base: Base) -> list[ImageLayer]:
+    """Return the layers that come with *base*; how large they are unpacked is not known."""
     diff_ids = base.config["rootfs"]["diff_ids"]
     return [
         ImageLayer(

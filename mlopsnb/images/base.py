@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 import tarfile
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -23,6 +22,7 @@ from mlopsnb.images.errors import (
     BaseWithoutPython,
     NotInRegistry,
     RegistryUnreachable,
+    Unauthorized,
     UnsuitableBase,
     WrongPlatform,
     WrongPython,
@@ -33,6 +33,7 @@ from mlopsnb.images.registry import DOCKER_INDEX, DOCKER_MANIFEST, OCI_INDEX, OC
 
 if TYPE_CHECKING:
     from mlopsnb.images.cache import Store
+    from mlopsnb.images.engine import Engine
     from mlopsnb.images.registry import OnBytes, Registry
 
 _OCI_LAYERS = {
@@ -45,6 +46,9 @@ _OCI_LAYERS = {
 _INTERPRETER = re.compile(r"(?:.*/)?bin/python(3\.\d+)")
 _MUSL = re.compile(r"lib/ld-musl-.*\.so\.\d+")
 _REPORT = 1 << 20
+_NOT_THERE = (NotInRegistry, RegistryUnreachable, Unauthorized)
+"""What a registry may say of an image that only the engine has; Docker Hub calls an unknown name unauthorized."""
+
 _RELEASE = re.compile(r"\d+\.\d+\.\d+")
 
 
@@ -76,8 +80,8 @@ def fetch_layer(base: Base, layer: Descriptor, store: Store, *, on_bytes: OnByte
         with connect(name.registry) as registry:
             try:
                 return _into(store, layer, registry.blob(name.repository, layer, on_bytes=on_bytes))
-            except (NotInRegistry, RegistryUnreachable):
-                if _from_engine(base.reference, store) is None:
+            except _NOT_THERE:
+                if _from_engine(base.reference, store, anew=True) is None:
                     raise
     path = store.find(layer.digest, layer.size)
     if path is None:
@@ -100,7 +104,7 @@ def _seen(name: Reference, platform: str, store: Store) -> dict[str, Any]:
             if noted := store.note("bases", f"{digest} {platform}"):
                 return dict(noted)
             found = _read(registry, name, digest, platform, store)
-        except (NotInRegistry, RegistryUnreachable) as exc:
+        except _NOT_THERE as exc:
             here = _from_engine(str(name), store)
             if here is None:
                 raise
@@ -319,25 +323,36 @@ def _rank(interpreter: str, path: str) -> tuple[int, str]:
     return (places.index(home) if home in places else len(places)), interpreter
 
 
-def _from_engine(reference: str, store: Store) -> dict[str, Any] | None:
-    """Return what is known of an image that an engine has, its layers brought into *store*; None if there is none."""
+def _from_engine(reference: str, store: Store, *, anew: bool = False) -> dict[str, Any] | None:
+    """Return what is known of an image that an engine has, if it has it.
+
+    It is exported the first time, or *anew*: then its layers are in *store*.
+    """
     from mlopsnb.images.engine import Engine
-    from mlopsnb.images.layout import Layout
 
     with suppress(BuildError, MissingExtra), Engine() as engine:
         image = engine.image(reference)
         if image is None:
             return None
-        with tempfile.TemporaryDirectory(dir=store.root, prefix="tmp-") as folder:
-            engine.export(reference, Path(folder) / "layout")
-            layout = Layout(Path(folder) / "layout")
-            manifest = layout.manifest()
-
-            def keep(layer: Descriptor) -> Path:
-                path = store.find(layer.digest, layer.size)
-                return path or _into(store, layer, layout.blob(layer))
-
-            for layer in json.loads(manifest.data)["layers"]:
-                keep(_descriptor(layer))
-            return _describe(manifest, reference, layout.read, keep, store)
+        found = None if anew else store.note("bases", image.id)
+        if found is None:
+            found = _exported(engine, reference, store)
+            store.set_note("bases", image.id, found)
+        return dict(found)
     return None
+
+
+def _exported(engine: Engine, reference: str, store: Store) -> dict[str, Any]:
+    from mlopsnb.images.layout import Layout
+
+    def keep(layer: Descriptor) -> Path:
+        path = store.find(layer.digest, layer.size)
+        return path or _into(store, layer, layout.blob(layer))
+
+    with store.scratch() as folder:
+        engine.export(reference, folder / "layout")
+        layout = Layout(folder / "layout")
+        manifest = layout.manifest()
+        for layer in json.loads(manifest.data)["layers"]:
+            keep(_descriptor(layer))
+        return _describe(manifest, reference, layout.read, keep, store)

@@ -93,9 +93,17 @@ class Store:
         finally:
             file.close()
 
-    def drop(self, digest: str) -> None:
-        """Remove a blob that turned out not to be what its name says."""
-        self._blob(digest).unlink(missing_ok=True)
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """Yield a directory for the time of the block."""
+        try:
+            name = tempfile.mkdtemp(dir=self._place("tmp", ""))
+        except OSError as exc:
+            raise storing(self.root, exc) from exc
+        try:
+            yield Path(name)
+        finally:
+            shutil.rmtree(name, ignore_errors=True)
 
     def note(self, kind: str, key: str) -> Any:
         """Return what was noted about *key*, or None."""

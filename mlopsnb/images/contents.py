@@ -41,13 +41,15 @@ def _named(home: Path, names: Iterable[str]) -> Iterator[str]:
         yield from ([name] if path.is_file() else (f"{name}/{inner}" for inner in _walk(path)))
 
 
-def _walk(directory: Path) -> Iterator[str]:
-    """Yield the files below *directory*, sorted, without what is hidden or compiled."""
+def _walk(directory: Path, above: tuple[Path, ...] = ()) -> Iterator[str]:
+    """Yield the files below *directory*, sorted, without what is hidden or compiled; a link that leads back is left."""
+    inside = (*above, directory.resolve())
     for path in sorted(directory.iterdir()):
         if path.name.startswith(".") or path.name in _LEFT_OUT or path.suffix == ".pyc":
             continue
         if path.is_dir():
-            yield from (f"{path.name}/{inner}" for inner in _walk(path))
+            if path.resolve() not in inside:
+                yield from (f"{path.name}/{inner}" for inner in _walk(path, inside))
         elif path.is_file():
             yield path.name
 

@@ -79,9 +79,10 @@ def plan_image(
 ) -> ImagePlan:
     """Plan the image that serves version *version* of *name* from the model package *package*.
 
-    *files* are those of the package by their path there, *runtime* and *code* (the user's local modules) by their path
-    in `site-packages`; `contents` finds all three. *kept_out* are paths of *files* that shall not be in the image: it
-    has links to `WEIGHTS_MOUNT` in their place, and the plan has them as `weights`.
+    *version* is empty for a package that was never logged. *files* are those of the package by their path there,
+    *runtime* and *code* (the user's local modules) by their path in `site-packages`; `contents` finds all three.
+    *kept_out* are paths of *files* that shall not be in the image: it has links to `WEIGHTS_MOUNT` in their place, and
+    the plan has them as `weights`.
 
     Raises `BuildError` for a path that would leave its place.
     """
@@ -97,15 +98,7 @@ def plan_image(
         _metadata(inside, outside, [*_under(site, code), *pyc.code], environment.lock),
         *_weights(inside),
     ]
-    every = {
-        **(labels or {}),
-        "org.opencontainers.image.title": name,
-        "org.opencontainers.image.version": version,
-        "org.opencontainers.image.base.name": base.reference.partition("@")[0],
-        "org.opencontainers.image.base.digest": base.digest,
-        "mlopsnb.lock": environment.lock.digest,
-        "mlopsnb.package": package_digest,
-    }
+    every = {**(labels or {}), **_labels(name, version, base, environment.lock, package_digest)}
     plan = ImagePlan(
         repository=name,
         tag="",
@@ -119,6 +112,18 @@ def plan_image(
         labels=every,
     )
     return replace(plan, tag=_tag(version, plan.digest))
+
+
+def _labels(name: str, version: str, base: Base, lock: Lock, package_digest: str) -> dict[str, str]:
+    """Return what the image says of itself: https://github.com/opencontainers/image-spec/blob/v1.1.1/annotations.md."""
+    return {
+        "org.opencontainers.image.title": name,
+        **({"org.opencontainers.image.version": version} if version else {}),
+        "org.opencontainers.image.base.name": base.reference.partition("@")[0],
+        "org.opencontainers.image.base.digest": base.digest,
+        "mlopsnb.lock": lock.digest,
+        "mlopsnb.package": package_digest,
+    }
 
 
 class _Bytecode:
@@ -305,7 +310,8 @@ def _config(base: Base, name: str, version: str, labels: Mapping[str, str]) -> d
         "WorkingDir": "/",
         "Entrypoint": [
             *(python, "-m", "mlopsnb.serving", f"/{PACKAGE}", "--host", "0.0.0.0"),  # noqa: S104  of the container
-            *("--port", str(HTTP_PORT), "--grpc-port", str(GRPC_PORT), "--name", name, "--version", version),
+            *("--port", str(HTTP_PORT), "--grpc-port", str(GRPC_PORT), "--name", name),
+            *(("--version", version) if version else ()),
         ],
         "ExposedPorts": {f"{HTTP_PORT}/tcp": {}, f"{GRPC_PORT}/tcp": {}},
         "StopSignal": "SIGTERM",
@@ -332,5 +338,6 @@ def _variables(inherited: Iterable[str]) -> list[str]:
 
 def _tag(version: str, digest: str) -> str:
     """Return `v3-1a2b3c4`: the version, and what tells two builds of it apart."""
+    build = digest.removeprefix("sha256:")[:7]
     plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", version)[:100]
-    return f"v{plain}-{digest.removeprefix('sha256:')[:7]}"
+    return f"v{plain}-{build}" if plain else build

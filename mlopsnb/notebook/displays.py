@@ -184,6 +184,7 @@ def _deployment_rows(deployment: Any) -> list[Row]:
     if url:
         rows += [
             ("url", Code(url)),
+            *([("gRPC", Code(deployment.grpc))] if deployment.grpc else []),
             (
                 "from Python",
                 Code(f"mlopsnb.get({deployment.name!r}, target={deployment.target!r}).predict(X)"),
@@ -288,6 +289,26 @@ class History(_Displayed):
             )
             for r in sorted(self, key=lambda r: r.id, reverse=True)
         ]
+
+
+def deployments_html(deployments: tuple[Any, ...]) -> str:
+    """Show a tuple of deployments."""
+    return Listing(deployments)._repr_html_()
+
+
+def deployments_text(deployments: tuple[Any, ...]) -> str:
+    """Show a tuple of deployments as text."""
+    return str(Listing(deployments))
+
+
+def history_html(revisions: tuple[Any, ...]) -> str:
+    """Show a tuple of revisions."""
+    return History(revisions)._repr_html_()
+
+
+def history_text(revisions: tuple[Any, ...]) -> str:
+    """Show a tuple of revisions as text."""
+    return str(History(revisions))
 
 
 class Plan(_Displayed):

@@ -17,6 +17,8 @@ _RECORDS = {
     ("mlopsnb.records", "Artifact"): "artifact",
     ("mlopsnb.records", "ModelVersion"): "version",
     ("mlopsnb.deployment", "Deployment"): "deployment",
+    ("mlopsnb.deployment", "Deployments"): "deployments",
+    ("mlopsnb.deployment", "History"): "history",
 }
 
 

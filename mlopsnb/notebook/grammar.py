@@ -136,6 +136,11 @@ DEPLOY = Verb(
         _TARGET,
         Argument(name="port", kind="int", help="port to serve on; a free one if left out"),
         Argument(
+            name="grpc_port",
+            kind="int",
+            help="serve gRPC too, on this port; 0 for a free one, kept later; off if left out",
+        ),
+        Argument(
             name="env",
             kind="texts",
             help="environment variable of the server; repeatable, or a dict variable",

@@ -194,14 +194,19 @@ def _title(verb: Verb, words: Mapping[str, Any]) -> str:
 
 
 def _set(pairs: list[str], scope: Scope) -> None:
+    from mlopsnb.plugins import find
     from mlopsnb.settings import set_for_session
 
-    values: dict[str, object] = {}
+    values: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals:
             raise UsageError(f"%mlopsnb set takes KEY=VALUE, found {pair!r}")
         values[key] = scope.expand(value) or None
+    if values.get("target"):
+        find(
+            "target", values["target"]
+        )  # else a typo would be told by the next deploy, which may be far away
     set_for_session(**values)
 
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from mlopsnb.serving.engine import Engine
     from mlopsnb.serving.payloads import PayloadLog
     from mlopsnb.serving.requestlog import Sink
-    from mlopsnb.serving.rpc.service import GrpcServer
+    from mlopsnb.serving.rpc.server import GrpcServer
     from mlopsnb.serving.tuning import Options
     from mlopsnb.serving.workers import Seat
 
@@ -51,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for fd in (args.fd, args.ready_fd, args.alive_fd):
         if fd is not None and not _keep_to_ourselves(fd):
             parser.error(f"file descriptor {fd} is not open")
+    if args.grpc_port == 0 and _waits_for_public(args):
+        parser.error("--grpc-port needs a number where the public socket is handed over")
     if args.log_payload_file is not None and args.log_payloads is None:
         parser.error("--log-payload-file needs --log-payloads")
     report = ReadyPipe(args.ready_fd)
@@ -86,6 +88,11 @@ def _keep_to_ourselves(fd: int) -> bool:
     return True
 
 
+def _waits_for_public(args: argparse.Namespace) -> bool:
+    """Say whether the public socket comes later, from another process, which has gRPC's port until then too."""
+    return args.control is not None and args.port is None and args.fd is None
+
+
 def _serve_alone(args: argparse.Namespace, report: ReadyPipe) -> int:
     sockets = _open(args)
     try:
@@ -108,10 +115,12 @@ def _supervise(args: argparse.Namespace, report: ReadyPipe, most: int) -> int:
     with _logging(args):
         sockets = _open(args)
         try:
-            if args.grpc_port is not None:  # held for the workers, which share it
+            if args.grpc_port is not None and not _waits_for_public(
+                args
+            ):  # held for the workers, which share it
                 reserved = bind_grpc(args.host, args.grpc_port)
                 args.grpc_port = reserved.getsockname()[1]
-            seat = Supervisor(sockets, Board(most), tell).run()
+            seat = Supervisor(sockets, Board(most), tell, grpc=args.grpc_port is not None).run()
         except BaseException:
             sockets.close()
             raise
@@ -186,7 +195,7 @@ def _serve(args: argparse.Namespace, report: ReadyPipe, sockets: Sockets, seat: 
     name = args.name or (path.name if arguments.NAME.fullmatch(path.name) else "model")
     guarded = guards(args)
     log = _log(args, shared=seat is not None)
-    traces = tracing.from_environment(name, args.version, asked=args.otel)
+    traces = tracing.from_environment(name, args.version, scheme=_scheme(args), asked=args.otel)
     engine = _engine(args, path, name, seat)
     spare = _fallback(args, engine)
     cache_bytes = args.cache_bytes
@@ -209,13 +218,14 @@ def _serve(args: argparse.Namespace, report: ReadyPipe, sockets: Sockets, seat: 
         workers=(lambda: seat.serving) if seat else (lambda: 1),
         tokens=guarded.tokens,
     )
-    grpc = _grpc(args, app, guarded, shared=seat is not None)
+    grpc = _grpc(args, app, guarded, seat)
     server = (partial(WorkerServer, seat=seat) if seat else Server)(
         app,
         sockets,
         drain_seconds=args.drain_seconds,
         on_ready=lambda: report.ready(sockets.url, grpc.address if grpc else None),
         grpc=grpc,
+        grpc_waits=_waits_for_public(args),
         limits=guarded.limits,
         tls=guarded.tls,
     )
@@ -301,11 +311,14 @@ def _payloads(args: argparse.Namespace, log: Sink, engine: Engine, name: str) ->
     )
 
 
-def _grpc(args: argparse.Namespace, app: App, guarded: Guards, *, shared: bool) -> GrpcServer | None:
+def _grpc(args: argparse.Namespace, app: App, guarded: Guards, seat: Seat | None) -> GrpcServer | None:
     if args.grpc_port is None:
         return None
-    from mlopsnb.serving.rpc.service import GrpcServer
+    from mlopsnb.serving.rpc.server import GrpcServer
 
+    shared = seat is not None or args.control is not None
+    if args.control is not None and seat is None and not _waits_for_public(args):
+        bind_grpc(args.host, args.grpc_port).close()  # the next process may share it, strangers may not
     return GrpcServer(
         app, host=args.host, port=args.grpc_port, limits=guarded.limits, tls=guarded.tls, shared=shared
     )
@@ -324,13 +337,16 @@ def _options(args: argparse.Namespace) -> Options:
     )
 
 
+def _scheme(args: argparse.Namespace) -> str:
+    return "http" if args.tls_certificate is None else "https"
+
+
 def _open(args: argparse.Namespace) -> Sockets:
-    scheme = "http" if args.tls_certificate is None else "https"
     port: int | None = args.port
     if port is None and args.fd is None and args.uds is None and args.control is None:
         port = arguments.DEFAULT_PORT
     return open_sockets(
-        host=args.host, port=port, fd=args.fd, uds=args.uds, control=args.control, scheme=scheme
+        host=args.host, port=port, fd=args.fd, uds=args.uds, control=args.control, scheme=_scheme(args)
     )
 
 

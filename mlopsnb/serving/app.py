@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from mlopsnb.errors import MlopsnbError
-from mlopsnb.serving import pages, protocols, stages, tracecontext
+from mlopsnb.serving import pages, protocols, tracecontext
 from mlopsnb.serving.errors import BadRequest, DeadlineExceeded, Kind, NotCached, Overloaded, stack
 from mlopsnb.serving.requestlog import RequestLog, Sink
 from mlopsnb.serving.routes import Headers, Reply, Route, ServedModel, json_reply, plain_error
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from mlopsnb.serving.stages import Stage
     from mlopsnb.serving.tokens import Tokens
     from mlopsnb.serving.tracing import RequestSpan, Tracing
-    from mlopsnb.tensors import Array
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -128,24 +127,20 @@ class App:
         self._tracing = tracing
         self.max_body_bytes = max_body_bytes
         self.engine = engine
-        self._stage = stage
+        self._stage: Stage = stage or engine
+        self.admit, self.submit = self._stage.admit, self._stage.submit
+        self.forget: Callable[[Any], None] = self._stage.cancel
         self._name, self._version = name, version
         self.request_timeout = request_timeout
         self._metrics = engine.metrics
-        self.admit = (stage or engine).admit
         self._model_headers = [(b"x-model-name", name.encode()), (b"x-model-version", version.encode())]
         self.served = ServedModel(
             name=name,
             version=version,
             manifest=engine.manifest,
-            parameters=lambda: {
-                "batching": engine.batching,
-                "workers": workers(),
-                **(stage.parameters if stage else {}),
-            },
+            parameters=lambda: {**self._stage.parameters, "workers": workers()},
         )
-        if stage is not None:
-            engine.metrics.also.append(stage.families)
+        engine.metrics.also.append(self._stage.families)
         self._routes = self._operations() | protocols.routes(self.served)
         self._routes |= self._pages(engine.package)
 
@@ -183,7 +178,7 @@ class App:
     @property
     def ready(self) -> bool:
         """Whether new requests should come here."""
-        return (self._stage or self.engine).ready and not self.draining
+        return self._stage.ready and not self.draining
 
     @property
     def predictions(self) -> dict[str, Route]:
@@ -316,7 +311,7 @@ class App:
                 future.set_result(reply)
 
         job = self.predict(call, route, body, answer)
-        if job is None or not (self._stage or self.engine).waits:
+        if job is None or not self._stage.waits:
             return await future
         gone = asyncio.ensure_future(_until_gone(receive))
         await asyncio.wait((future, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -357,43 +352,12 @@ class App:
             assert route.decode is not None
             request = route.decode(body, call.headers)
             call.rows = request.rows
-            if self._stage is None:
-                return self.engine.submit(
-                    request.inputs,
-                    request.rows,
-                    done,
-                    deadline=deadline,
-                    loop=loop,
-                    at_once=alone,
-                    span=call.span,
-                )
-            return self._stage.submit(
+            return self.submit(
                 call, request.inputs, request.rows, done, deadline=deadline, loop=loop, at_once=alone
             )
         except Exception as exc:  # noqa: BLE001  the last line before the wire; the log has the stack
             answer(self._failed(call, route, exc))
             return None
-
-    def forget(self, job: Any) -> None:
-        """Do not answer *job*; do not even call the model for it, if that was not done yet."""
-        (self._stage or self.engine).cancel(job)
-
-    async def infer(
-        self,
-        call: Call,
-        inputs: Mapping[str, Array],
-        *,
-        rows: int,
-        deadline: float | None,
-        at_once: bool = False,
-    ) -> Outputs:
-        """Let the model answer to decoded inputs; raises what `Engine.infer` raises. For what is not HTTP."""
-        if self._stage is None:
-            answer = await self.engine.infer(
-                inputs, rows=rows, deadline=deadline, at_once=at_once, span=call.span
-            )
-            return answer.outputs
-        return await stages.infer(self._stage, call, inputs, rows=rows, deadline=deadline, at_once=at_once)
 
     def started(self, call: Call) -> None:
         """Count a prediction that comes, and trace it if that is on."""

@@ -150,7 +150,7 @@ class Cached:
     def parameters(self) -> Mapping[str, Any]:
         """What it may hold, and what one key stands for."""
         keys = "row" if self._keeping.by_rows else "request"
-        return {"cache": {"max_bytes": self._store.limit, "keys": keys}}
+        return {**self.engine.parameters, "cache": {"max_bytes": self._store.limit, "keys": keys}}
 
     def families(self, labels: Mapping[str, str]) -> Iterable[Metric]:
         """Return what was found and what is held."""
@@ -273,13 +273,13 @@ class Cached:
 
         try:
             flight.job = self.engine.submit(
+                asked.asker,
                 inputs,
                 rows,
                 arrived,
                 deadline=asked.deadline,
                 loop=asked.loop,
                 at_once=at_once,
-                span=asked.asker.span,
             )
         except Exception:
             self._landed(flight)
@@ -348,13 +348,13 @@ class Cached:
             self._answer(asked, outcome)
 
         asked.job = self.engine.submit(
+            asked.asker,
             asked.inputs,
             asked.rows,
             arrived,
             deadline=asked.deadline,
             loop=asked.loop,
             at_once=at_once,
-            span=asked.asker.span,
         )
 
     def _answer(self, asked: _Asked, outcome: Outputs | Exception) -> None:

@@ -132,6 +132,34 @@ class _NoTrailers(list[tuple[bytes, bytes]]):
 _NO_TRAILERS = _NoTrailers()
 
 
+class _CycleTransport:
+    """The transport as an ASGI cycle has it: to close it is to part from the client."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.write = connection.transport.write
+        self.is_closing = connection.transport.is_closing
+        self.close = connection.part
+
+
+class _Parting(asyncio.Protocol):
+    """In the place of *connection*, which has given its last answer: drops what the client still sends."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def pause_writing(self) -> None:
+        """Tell the connection."""
+        self._connection.pause_writing()
+
+    def resume_writing(self) -> None:
+        """Tell the connection."""
+        self._connection.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the connection."""
+        self._connection.connection_lost(exc)
+
+
 class Connection(HttpToolsProtocol):
     """uvicorn's protocol with bounds. Made for one app; `seen` is what `Watch` saw last."""
 
@@ -142,6 +170,7 @@ class Connection(HttpToolsProtocol):
     chunk = 0
     mark = 0
     seen: Seen | None = None
+    parting = False
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Count one less."""
@@ -188,6 +217,7 @@ class Connection(HttpToolsProtocol):
         """Check the head before anything is done for it."""
         self.check_head()
         super().on_headers_complete()
+        self.cycle.transport = _CycleTransport(self)  # type: ignore[assignment]
         self.phase = BODY
         self.mark = self.received
         self.headers = _NO_TRAILERS
@@ -222,7 +252,7 @@ class Connection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Go on with what waits behind the request. `Watch` ends a connection that stays idle, no timer."""
         self.server_state.total_requests += 1
-        if self.transport.is_closing():
+        if self.parting or self.transport.is_closing():
             return
         self.flow.resume_reading()
         if self.pipeline:
@@ -239,7 +269,26 @@ class Connection(HttpToolsProtocol):
         answered = self.phase == BODY and (not pending or cycle.response_started)
         if not answered and not self.transport.is_closing():
             self.transport.write(unasked(self.app_, self.server_state, status, message, log=not pending))
-        self.transport.close()
+        self.part()
+
+    def part(self) -> None:
+        """Close, now that the last answer was given; while a request still comes in, our side alone.
+
+        Bytes that are unread at a close reset the connection, which takes the answer from a client that sends its
+        whole body before it looks (RFC 9112, section 9.6). If the client does not close in its turn, `Watch` does.
+        """
+        if self.phase == IDLE or self.parting or self.transport.is_closing():
+            self.transport.close()
+            return
+        self.parting = True
+        cycle: Any = self.cycle
+        if cycle is not None and not cycle.response_complete:  # whoever waits for the rest of the request
+            cycle.disconnected = True
+            cycle.message_event.set()
+        self.transport.set_protocol(_Parting(self))
+        if self.transport.can_write_eof():  # not with TLS
+            self.transport.write_eof()
+        self.flow.resume_reading()
 
     @property
     def state(self) -> State:
@@ -248,7 +297,7 @@ class Connection(HttpToolsProtocol):
         pending = cycle is not None and not cycle.response_complete
         if self.transport.get_write_buffer_size():
             return "write"
-        if self.transport.is_closing():
+        if self.parting or self.transport.is_closing():
             return "closing"
         if self.pipeline or (pending and self.phase != BODY):
             return "busy"
@@ -310,12 +359,14 @@ class Watch:
 
     def _end(self, connection: Connection, state: State) -> None:
         match state:
-            case "head":
-                connection.refuse(408, f"the head of the request was not whole after {self._limits.head:g} s")
-            case "body":
-                connection.refuse(
-                    408, f"the body of the request came too slowly, {self._limits.body:g} s and more"
+            case "head" | "body":
+                message = (
+                    f"the head of the request was not whole after {self._limits.head:g} s"
+                    if state == "head"
+                    else f"the body of the request came too slowly, {self._limits.body:g} s and more"
                 )
+                connection.refuse(408, message)
+                connection.transport.close()  # it had its time
             case "write" | "closing":
                 connection.transport.abort()
             case _:

@@ -1,7 +1,7 @@
 """Accepts connections and hands each to one worker; takes the public socket over and passes it on.
 
 Used by the supervisor alone, on its selector: every descriptor registered there has the function that is called when
-it can be read. The control socket speaks the same protocol as that of a process without workers, see `handover`.
+it can be read.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import os
 import selectors
 import socket
 from collections import deque
@@ -17,8 +16,9 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
+from mlopsnb.serving import control
 from mlopsnb.serving.errors import CannotListen
-from mlopsnb.serving.listen import BACKLOG, inherit_tcp
+from mlopsnb.serving.listen import BACKLOG
 
 if TYPE_CHECKING:
     from mlopsnb.serving.listen import Sockets
@@ -38,6 +38,16 @@ class Taker(Protocol):
         """Give it *connection*, which is its own from now on. False if it cannot take one now."""
 
 
+class Beside(Protocol):
+    """What listens for itself, on a port of its own, while there is a public socket."""
+
+    def begin(self, done: Callable[[bool], None]) -> None:
+        """Listen; then call *done*, with False if that cannot be."""
+
+    def end(self) -> None:
+        """Listen no more."""
+
+
 class Dispatcher:
     """The sockets of one server. Connections that no worker can take now wait, and no others are accepted."""
 
@@ -46,11 +56,14 @@ class Dispatcher:
         sockets: Sockets,
         selector: selectors.BaseSelector,
         takers: Callable[[], Iterable[Taker]],
+        beside: Beside,
     ) -> None:
         self._sockets = sockets
         self._selector = selector
         self._takers = takers
+        self._beside = beside
         self._public = sockets.public
+        self._taking: socket.socket | None = None
         self._opened = False
         self._accepting: set[socket.socket] = set()
         self._waiting: deque[socket.socket] = deque()
@@ -72,10 +85,10 @@ class Dispatcher:
                 raise CannotListen(f"cannot listen on {self._sockets.url}: {exc.strerror or exc}") from exc
             sock.setblocking(False)
         if self._sockets.control is not None:
-            control = self._sockets.control.sock
-            control.listen(16)
-            control.setblocking(False)
-            self._selector.register(control, selectors.EVENT_READ, partial(self._meet, control))
+            sock = self._sockets.control.sock
+            sock.listen(control.BACKLOG)
+            sock.setblocking(False)
+            self._selector.register(sock, selectors.EVENT_READ, partial(self._meet, sock))
         self.resume()
 
     def _listeners(self) -> list[socket.socket]:
@@ -148,70 +161,61 @@ class Dispatcher:
                 self._selector.unregister(self._sockets.control.sock)
         self._sockets.close()
 
+    @property
+    def public(self) -> socket.socket | None:
+        """The public socket, to be shared with another process; it stays ours."""
+        return self._public
+
     def release(self) -> None:
         """Stop accepting from the public socket, by closing our copy alone."""
-        if self._public is None:
-            return
-        if self._public in self._accepting:
-            self._accepting.remove(self._public)
-            self._selector.unregister(self._public)
-        self._public.close()
-        self._public = None
+        if self._taking is not None:
+            self._taking.close()
+            self._taking = None
+        if self._public is not None:
+            if self._public in self._accepting:
+                self._accepting.remove(self._public)
+                self._selector.unregister(self._public)
+            self._public.close()
+            self._public = None
+        self._beside.end()
 
-    def take(self, sock: socket.socket) -> bool:
-        """Accept from *sock*, which is ours from now on. False, and closed, if there is a public one already."""
-        if self._public is not None or not self._opened:
+    def take(self, sock: socket.socket, done: Callable[[bool], None]) -> None:
+        """Accept from *sock*, which is ours from now on, once what is beside it listens; see `control`."""
+        if self._public is not None or self._taking is not None or not self._opened:
             sock.close()
-            return False
-        sock.listen(BACKLOG)
-        sock.setblocking(False)
-        self._public = sock
-        self.resume()
-        return True
+            done(False)
+            return
+        self._taking = sock
+
+        def begun(well: bool) -> None:
+            if self._taking is not sock:  # released while we waited
+                done(False)
+                return
+            if not well:
+                self.release()
+                done(False)
+                return
+            self._taking = None
+            sock.listen(BACKLOG)
+            sock.setblocking(False)
+            self._public = sock
+            self.resume()
+            done(True)
+
+        self._beside.begin(begun)
 
     def forget(self) -> None:
         """Close our copies of all sockets, in a worker that was just forked; the supervisor has its own."""
-        for sock in (*self._listeners(), *self._waiting):
+        taking = [self._taking] if self._taking is not None else []
+        for sock in (*self._listeners(), *self._waiting, *taking):
             sock.close()
         if self._sockets.control is not None:
             self._sockets.control.sock.close()
 
-    def _meet(self, control: socket.socket) -> None:
-        try:
-            peer, _ = control.accept()
-        except OSError as exc:  # gone again, or out of descriptors
-            _log.warning("control socket: %s", exc)
-            return
-        peer.setblocking(False)
-        self._selector.register(peer, selectors.EVENT_READ, partial(self._answer, peer))
+    def _meet(self, sock: socket.socket) -> None:
+        if peer := control.meet(sock):
+            self._selector.register(peer, selectors.EVENT_READ, partial(self._converse, peer))
 
-    def _answer(self, peer: socket.socket) -> None:
-        """Carry out the one command that *peer* has, see `handover`."""
+    def _converse(self, peer: socket.socket) -> None:
         self._selector.unregister(peer)
-        fds: list[int] = []
-        try:
-            command, fds, _, _ = socket.recv_fds(peer, 1, 4)
-            if command == b"T" and len(fds) == 1:
-                peer.send(b"ok" if self._take(fds.pop()) else b"no")
-            elif command == b"G" and self._public is not None:
-                socket.send_fds(peer, [b"ok"], [self._public.fileno()])
-            elif command == b"R":
-                self.release()
-                peer.send(b"ok")
-            elif command:
-                peer.send(b"no")
-        except OSError as exc:
-            _log.warning("control socket: %s", exc)
-        finally:
-            for fd in fds:
-                os.close(fd)
-            peer.close()
-
-    def _take(self, fd: int) -> bool:
-        try:
-            sock = inherit_tcp(fd)
-        except CannotListen as exc:
-            os.close(fd)
-            _log.warning("control socket: %s", exc)
-            return False
-        return self.take(sock)
+        control.converse(peer, self)

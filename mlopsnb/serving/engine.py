@@ -1,5 +1,7 @@
 """The engine: takes requests on the event loop, lets the model run them in batches, and answers each. No protocol.
 
+It is the last stage, see `stages`.
+
 Models of microseconds run inline: one call a turn of the event loop, for all that arrived in it. Other models run
 in a thread for each instance, and requests gather while all are busy. Which of the two is found out at load.
 """
@@ -10,21 +12,24 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlopsnb.serving import batcher, cpu, tuning
-from mlopsnb.serving.batcher import Batch, Job, Limits, Outputs, Queue, Watcher
+from mlopsnb.serving.batcher import Batch, Job, Limits, Outputs, Queue
 from mlopsnb.serving.errors import DeadlineExceeded, ModelFailure, Overloaded, stack
 from mlopsnb.serving.metrics import Metrics
 from mlopsnb.serving.model import Model, Package, Ran
 from mlopsnb.serving.tuning import Options, Plan
 
 if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
+
+    from mlopsnb.serving.stages import Asker
     from mlopsnb.tensors import Array
 
 _TOO_LONG_SECONDS = 0.05
@@ -32,14 +37,6 @@ _TOO_OFTEN = 3
 _QUICK_AGAIN = 500
 _SMALL_BYTES = 32 << 20
 _log = logging.getLogger("mlopsnb.serving")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """The model's outputs, in the signature's order, and the seconds of the calls that it took."""
-
-    outputs: Mapping[str, Array]
-    seconds: float
 
 
 class Instance:
@@ -170,48 +167,23 @@ class Engine:
         model = self._instances[0].model
         return model.call(model.golden)
 
-    async def infer(
-        self,
-        inputs: Mapping[str, Array],
-        *,
-        rows: int,
-        deadline: float | None = None,
-        at_once: bool = False,
-        span: Watcher | None = None,
-    ) -> Answer:
-        """Run the model on *inputs*, which fit the signature and have *rows* rows; *deadline* is loop time.
-
-        With *at_once* there is no other client, so that there is nothing to wait for.
-
-        Raises `BadRequest` (rejected) if the model fails on them alone, `ModelFailure` if it fails altogether,
-        `Overloaded` if too much waits already, `DeadlineExceeded` if the model was not called in time. If it is
-        cancelled, the model is not called for it any more.
-        """
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Answer] = loop.create_future()
-
-        def done(job: Job, outcome: Outputs | Exception) -> None:
-            if future.done():
-                return
-            if isinstance(outcome, Exception):
-                future.set_exception(outcome)
-            else:
-                future.set_result(Answer(outputs=outcome, seconds=job.seconds))
-
-        job = self.submit(inputs, rows, done, deadline=deadline, loop=loop, at_once=at_once, span=span)
-        try:
-            return await future
-        except asyncio.CancelledError:
-            self.cancel(job)
-            raise
-
     def admit(self) -> None:
         """Raise `Overloaded` if nothing more is taken in now; ask before work is put into a request."""
         if self._queue.full:
             raise self._overloaded()
 
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """How the model is run, for its metadata."""
+        return {"batching": self.batching}
+
+    def families(self, labels: Mapping[str, str]) -> Iterable[Metric]:
+        """Return nothing: what it counts is in `metrics`."""
+        return ()
+
     def submit(
         self,
+        asker: Asker,
         inputs: Mapping[str, Array],
         rows: int,
         done: Callable[[Job, Outputs | Exception], None],
@@ -219,16 +191,17 @@ class Engine:
         deadline: float | None,
         loop: asyncio.AbstractEventLoop,
         at_once: bool = False,
-        span: Watcher | None = None,
     ) -> Job:
-        """Let the model run on *inputs* and then call *done* on *loop*, on which this is called; see `infer`.
+        """Let the model run on *inputs*, then call *done* on *loop*, on which this is called; *deadline* is its time.
 
-        With *at_once* nobody else can come in this turn of the loop, so that there is nothing to wait for.
-        *span* is told of the calls before *done* is.
-        Raises `Overloaded`; all other errors are told to *done*.
+        The inputs fit the signature and have *rows* rows. With *at_once* nobody else can come in this turn of the
+        loop, so that there is nothing to wait for. The asker's span is told of the calls before *done* is.
+        Raises `Overloaded` if too much waits already. *done* is told the outputs, `BadRequest` (rejected) if the
+        model fails on them alone, `ModelFailure` if it fails altogether, or `DeadlineExceeded` if it was not called
+        in time. What is returned may be given to `cancel`.
         """
         self._loop = loop
-        job = Job(inputs, rows, done, deadline, loop.time(), time.perf_counter(), span=span)
+        job = Job(inputs, rows, done, deadline, loop.time(), time.perf_counter(), span=asker.span)
         if not self._queue.push(job):
             raise self._overloaded()
         if self._idle and not self._pump_is_due:

@@ -229,12 +229,7 @@ class WithFallback:
 
         try:
             asked.spare_job = self._spare.submit(
-                asked.inputs,
-                asked.rows,
-                arrived,
-                deadline=deadline,
-                loop=asked.loop,
-                span=asked.asker.span,
+                asked.asker, asked.inputs, asked.rows, arrived, deadline=deadline, loop=asked.loop
             )
         except Overloaded:
             asked.done(None, cause)

@@ -43,6 +43,7 @@ _CALLBACKS = (
 _STATE = (
     "connections",
     "cycle",
+    "cycle.disconnected",
     "expect_100_continue",
     "flow.pause_reading",
     "flow.resume_reading",
@@ -344,7 +345,7 @@ class FastLane(Connection):
             transport.write(b"%b%b\r\n%b" % (start, own, reply.body))
         exchange.response_complete = True
         if not keeps:
-            transport.close()
+            self.part()
         self.on_response_complete()
 
     def refuse(self, status: int, message: str) -> None:

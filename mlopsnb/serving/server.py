@@ -18,7 +18,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from mlopsnb.serving import connections, fastlane
-from mlopsnb.serving.connections import ConnectionLimits, Door, TurnedAway, Watch
+from mlopsnb.serving.connections import Connection, ConnectionLimits, Door, TurnedAway, Watch
 from mlopsnb.serving.errors import CannotListen
 from mlopsnb.serving.handover import Accepting, ControlSocket, PublicListener
 from mlopsnb.serving.listen import BACKLOG, Sockets
@@ -26,7 +26,7 @@ from mlopsnb.serving.tls import Acceptor, Tls
 
 if TYPE_CHECKING:
     from mlopsnb.serving.app import App
-    from mlopsnb.serving.rpc.service import GrpcServer
+    from mlopsnb.serving.rpc.server import GrpcServer
 
 _TICK = 0.02
 _FLUSH_SECONDS = 5.0
@@ -38,6 +38,8 @@ class Server(uvicorn.Server):
     Draining: not ready; no new connections; every answer says `connection: close`; connections that are open
     may send one more request within *drain_seconds*; requests that have arrived whole are answered. SIGINT
     says that nobody takes over, so there is nobody to wait for: connections without a request close at once.
+
+    gRPC's port is closed when the public socket is released; if *grpc_waits* it is opened when that is taken.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Server(uvicorn.Server):
         drain_seconds: float,
         on_ready: Callable[[], None],
         grpc: GrpcServer | None = None,
+        grpc_waits: bool = False,
         limits: ConnectionLimits | None = None,
         tls: Tls | None = None,
     ) -> None:
@@ -70,6 +73,9 @@ class Server(uvicorn.Server):
         self._drain_seconds = drain_seconds
         self._on_ready = on_ready
         self._grpc = grpc
+        self._grpc_waits = grpc_waits
+        self._grpc_is_open = False
+        self._grpc_end: asyncio.Task[None] | None = None
         self._tls = tls
         self._door = Door(self._limits.connections)
         self._watch = Watch(self._limits)
@@ -90,10 +96,30 @@ class Server(uvicorn.Server):
         return self._make_protocol() if self._door.enter() else TurnedAway(self._door, self._full())
 
     async def _accept(self, sock: socket.socket) -> Accepting:
+        await self._open_grpc()
+        return _Together(await self._accept_http(sock), self._close_grpc)
+
+    async def _accept_http(self, sock: socket.socket) -> Accepting:
         if self._tls is not None:
             return Acceptor(sock, self._tls, self._make_protocol, door=self._door, seconds=self._limits.head)
         loop = asyncio.get_running_loop()
         return await loop.create_server(self._make_public, sock=sock, backlog=BACKLOG)
+
+    async def _open_grpc(self) -> None:
+        """Let gRPC's clients in, if they are not. Raises `CannotListen` if its port is taken."""
+        if self._grpc is not None and not self._grpc_is_open:
+            self._grpc_is_open = True
+            try:
+                await self._grpc.start()
+            except CannotListen:
+                self._grpc_is_open = False
+                raise
+
+    def _close_grpc(self) -> None:
+        """Take no more calls of gRPC; those in work are answered."""
+        if self._grpc is not None and self._grpc_is_open:
+            self._grpc_is_open = False
+            self._grpc_end = asyncio.get_running_loop().create_task(self._grpc.stop())
 
     def _full(self) -> bytes:
         message = f"the server has {self._door.most} connections, its limit; try again in a second"
@@ -124,8 +150,8 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and report that we do."""
-        if self._grpc is not None:  # first, as nothing is open yet if its port is taken
-            await self._grpc.start()
+        if not self._grpc_waits:  # first, as nothing is open yet if its port is taken
+            await self._open_grpc()
         try:
             await self._listen()
         except OSError as exc:
@@ -139,7 +165,7 @@ class Server(uvicorn.Server):
                 self._make_private, sock=self._sockets.private.sock, backlog=BACKLOG
             )
         if self._sockets.public is not None:
-            await self._listener.take(self._sockets.public)
+            await self._listener.open(self._sockets.public)
         if self._sockets.control is not None:
             self._control = ControlSocket(self._sockets.control, self._listener)
 
@@ -162,14 +188,20 @@ class Server(uvicorn.Server):
         if self._private is not None:
             self._private.close()
         deadline = loop.time() + self._drain_seconds
-        if self._grpc is not None:
-            await self._grpc.stop()
-        while self.server_state.connections and loop.time() < deadline:
+        self._close_grpc()
+        if self._grpc_end is not None:
+            await self._grpc_end
+        while self._is_awaited() and loop.time() < deadline:
             await asyncio.sleep(_TICK)
         while self.server_state.connections or self.server_state.tasks:
             self._close_idle(abort=loop.time() > deadline + _FLUSH_SECONDS)
             await asyncio.sleep(_TICK)
         self._app.flush_logs()
+
+    def _is_awaited(self) -> bool:
+        """Say whether there is a client that had no last answer yet."""
+        connections = self.server_state.connections
+        return any(not (isinstance(c, Connection) and c.parting) for c in connections)
 
     def _close_idle(self, *, abort: bool) -> None:
         """Close the connections that owe no answer: none was asked for, or the request is not whole yet.
@@ -181,6 +213,19 @@ class Server(uvicorn.Server):
             cycle = connection.cycle
             if cycle is None or cycle.response_complete or cycle.more_body:
                 (connection.transport.abort if abort else connection.transport.close)()
+
+
+class _Together:
+    """Accepts as *accepting* does; with its end comes what *also* does."""
+
+    def __init__(self, accepting: Accepting, also: Callable[[], None]) -> None:
+        self._accepting = accepting
+        self._also = also
+
+    def close(self) -> None:
+        """Accept no more."""
+        self._accepting.close()
+        self._also()
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

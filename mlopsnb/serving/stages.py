@@ -1,6 +1,6 @@
 """What may stand between the protocols and the engine: a cache of answers, a fallback. Composed once, at the start.
 
-Where nothing is asked for there is no stage at all, and requests go to the engine straight.
+The engine is a stage like them, so that where nothing is asked for requests go to it straight.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Asker(Protocol):
 
 
 class Stage(Protocol):
-    """Takes what the engine takes, and who asks. A handle that it gives is for its own `cancel`."""
+    """Takes requests and answers them. A handle that it gives is for its own `cancel`."""
 
     @property
     def ready(self) -> bool:
@@ -77,89 +77,18 @@ class Stage(Protocol):
         """Forget a request that has not been answered."""
 
 
-class Direct:
-    """The engine as a stage: nothing stands between."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self.admit = engine.admit
-        self.cancel = engine.cancel
-
-    @property
-    def ready(self) -> bool:
-        """Whether the model works."""
-        return self.engine.ready
-
-    @property
-    def waits(self) -> bool:
-        """Whether requests may have to wait."""
-        return self.engine.waits
-
-    @property
-    def parameters(self) -> Mapping[str, Any]:
-        """Nothing: the engine's own are told without a stage."""
-        return {}
-
-    def families(self, labels: Mapping[str, str]) -> Iterable[Metric]:
-        """Return nothing, for the same reason."""
-        return ()
-
-    def submit(
-        self,
-        asker: Asker,
-        inputs: Mapping[str, Array],
-        rows: int,
-        done: Done,
-        *,
-        deadline: float | None,
-        loop: asyncio.AbstractEventLoop,
-        at_once: bool = False,
-    ) -> object:
-        """Let the model run."""
-        return self.engine.submit(
-            inputs, rows, done, deadline=deadline, loop=loop, at_once=at_once, span=asker.span
-        )
-
-
-async def infer(
-    stage: Stage,
-    asker: Asker,
-    inputs: Mapping[str, Array],
-    *,
-    rows: int,
-    deadline: float | None,
-    at_once: bool = False,
-) -> Outputs:
-    """Submit to *stage* and wait; raises what `Engine.infer` raises. Whoever is cancelled is forgotten."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[Outputs] = loop.create_future()
-
-    def done(_: object, outcome: Outputs | Exception) -> None:
-        if future.done():
-            return
-        if isinstance(outcome, Exception):
-            future.set_exception(outcome)
-        else:
-            future.set_result(outcome)
-
-    handle = stage.submit(asker, inputs, rows, done, deadline=deadline, loop=loop, at_once=at_once)
-    try:
-        return await future
-    except asyncio.CancelledError:
-        if handle is not None:
-            stage.cancel(handle)
-        raise
-
-
-def compose(engine: Engine, *, cache_bytes: int | None, fallback: Engine | None) -> Stage | None:
-    """Return the stages that are asked for, None if there are none. The cache holds what the model answered alone.
+def compose(engine: Engine, *, cache_bytes: int | None, fallback: Engine | None) -> Stage:
+    """Return *engine* behind the stages that are asked for. The cache holds what the model answered alone.
 
     Raises `ModelFailure` if the model's answers cannot be kept.
     """
-    if not cache_bytes and fallback is None:
-        return None
-    from mlopsnb.serving.caching import Cached
-    from mlopsnb.serving.fallback import WithFallback
+    stage: Stage = engine
+    if cache_bytes:
+        from mlopsnb.serving.caching import Cached
 
-    cached = Cached.around(engine, cache_bytes) if cache_bytes else None
-    return WithFallback(cached or Direct(engine), fallback) if fallback else cached
+        stage = Cached.around(engine, cache_bytes)
+    if fallback is not None:
+        from mlopsnb.serving.fallback import WithFallback
+
+        stage = WithFallback(stage, fallback)
+    return stage

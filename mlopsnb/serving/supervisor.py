@@ -24,7 +24,19 @@ from typing import TYPE_CHECKING, Any
 from mlopsnb.serving import workers
 from mlopsnb.serving.dispatch import Dispatcher
 from mlopsnb.serving.errors import ModelFailure
-from mlopsnb.serving.workers import CONNECTION, DRAIN, INTERRUPT, OPEN, SERVING, STATE, TAKEN, Seat
+from mlopsnb.serving.workers import (
+    CLOSE_GRPC,
+    CONNECTION,
+    DRAIN,
+    INTERRUPT,
+    NO_GRPC,
+    OPEN,
+    OPEN_GRPC,
+    SERVING,
+    STATE,
+    TAKEN,
+    Seat,
+)
 
 if TYPE_CHECKING:
     from mlopsnb.serving.board import Board
@@ -53,6 +65,7 @@ class _Worker:
         self.ready_since: float | None = None
         self.channel: socket.socket | None = None
         self.silent = False
+        self.grpc = b""
         self._said = b""
         self._sent = 0
         self._untaken: deque[socket.socket] = deque()
@@ -74,7 +87,7 @@ class _Worker:
         """Note that process *pid* is at the other end of *channel*."""
         channel.setblocking(False)
         self.pid, self.channel, self._sent = pid, channel, 0
-        self.ready_since, self.silent, self._said = None, False, b""
+        self.ready_since, self.silent, self.grpc, self._said = None, False, b"", b""
 
     def died(self) -> list[socket.socket]:
         """Note that nobody is there; return the connections that it did not come to take."""
@@ -119,13 +132,15 @@ class _Worker:
     def listen(self) -> dict[str, Any] | None:
         """Return what it says first, once that is complete: that it is ready, or why it is not.
 
-        Later a byte comes with each connection that it has taken.
+        Later a byte comes with each connection that it has taken, and one that goes to `grpc` if that is opened.
         """
         assert self.channel is not None
         try:
             while more := self.channel.recv(65536):
                 if self.ready_since is None:
                     self._said += more
+                else:
+                    self.grpc = next((word for word in (OPEN_GRPC, NO_GRPC) if word in more), self.grpc)
             self.silent = True
         except BlockingIOError:
             pass
@@ -138,18 +153,63 @@ class _Worker:
         return message
 
 
+class _GrpcPorts:
+    """gRPC's port, if *there* is one: every worker opens it for itself; it comes and goes with the public socket."""
+
+    def __init__(self, workers: Callable[[], list[_Worker]], *, there: bool) -> None:
+        self._workers = workers
+        self._there = there
+        self._told = b""
+        self._done: Callable[[bool], None] | None = None
+
+    def begin(self, done: Callable[[bool], None]) -> None:
+        """Have it opened, and call *done* when the first worker has done so, or cannot."""
+        if not self._there:
+            done(True)
+            return
+        self._done = done
+        self._tell(OPEN_GRPC)
+
+    def end(self) -> None:
+        """Have it closed."""
+        self._done = None
+        if self._there:
+            self._tell(CLOSE_GRPC)
+
+    def _tell(self, command: bytes) -> None:
+        self._told = command
+        for worker in self._workers():
+            worker.grpc = b""
+            worker.tell(command)
+
+    def join(self, worker: _Worker) -> None:
+        """Have *worker*, which is ready, do as the others do."""
+        worker.tell(self._told)
+
+    def heard(self, worker: _Worker) -> None:
+        """Look whether *worker* has said what we wait for."""
+        if worker.grpc and self._done is not None:
+            done, self._done = self._done, None
+            done(worker.grpc == OPEN_GRPC)
+
+
 class Supervisor:
-    """Runs the workers of one server; *tell* gets what the first says of itself.
+    """Runs the workers of one server, which speak gRPC too if *grpc*; *tell* gets what the first says of itself.
 
     `run` returns in several processes: in each worker its `Seat`, and here the exit code.
     """
 
-    def __init__(self, sockets: Sockets, board: Board, tell: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(
+        self, sockets: Sockets, board: Board, tell: Callable[[dict[str, Any]], None], *, grpc: bool
+    ) -> None:
         self._board = board
         self._tell = tell
         self._workers = [_Worker(board, 0)]
         self._selector = selectors.DefaultSelector()
-        self._dispatcher = Dispatcher(sockets, self._selector, lambda: (w for w in self._workers if w.serves))
+        self._grpc = _GrpcPorts(lambda: [w for w in self._workers if w.serves], there=grpc)
+        self._dispatcher = Dispatcher(
+            sockets, self._selector, lambda: (w for w in self._workers if w.serves), self._grpc
+        )
         self._stops: list[int] = []
         self._deaths = 0
         self._was_ready = False
@@ -208,6 +268,7 @@ class Supervisor:
             self._mute(worker)
         elif message is not None and message["ready"] and worker.ready_since is None:
             self._ready(worker, message)
+        self._grpc.heard(worker)
 
     def _mute(self, worker: _Worker) -> None:
         """Listen to *worker* no more."""
@@ -216,6 +277,7 @@ class Supervisor:
 
     def _ready(self, worker: _Worker, message: dict[str, Any]) -> None:
         worker.ready_since = time.monotonic()
+        self._grpc.join(worker)
         if self._ending:
             worker.tell(DRAIN)
         elif self._was_ready:

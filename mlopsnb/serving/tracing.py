@@ -44,8 +44,10 @@ _GRPC_STATUSES = {
 _log = logging.getLogger("mlopsnb.serving")
 
 
-def from_environment(name: str, version: str, *, asked: bool = False) -> Tracing | None:
+def from_environment(name: str, version: str, *, scheme: str = "http", asked: bool = False) -> Tracing | None:
     """Return what traces the model *name* as the environment says; None if it says nothing, or no.
+
+    *scheme* is that of the public address, http or https.
 
     With *asked* it is on unless it is switched off. Raises `MissingExtra` then if OpenTelemetry is not installed;
     without, that is said in the log, as such variables are often set for whatever runs on a machine.
@@ -63,7 +65,7 @@ def from_environment(name: str, version: str, *, asked: bool = False) -> Tracing
             raise missing from exc
         _log.warning("no traces, though OTEL_* asks for them: %s; %s", missing.message, missing.hint)
         return None
-    return Tracing(name, version, exporters)
+    return Tracing(name, version, scheme, exporters)
 
 
 def _exporters(environ: Mapping[str, str], asked: bool) -> list[str]:
@@ -85,7 +87,7 @@ def _entry_point(name: str) -> str:
 class Tracing:
     """Makes the spans of one server's predictions. Is called on the event loop alone."""
 
-    def __init__(self, name: str, version: str, exporters: Sequence[str]) -> None:
+    def __init__(self, name: str, version: str, scheme: str, exporters: Sequence[str]) -> None:
         from importlib.metadata import version as distribution_version  # slow to import; only traces need it
 
         from opentelemetry import trace
@@ -95,6 +97,7 @@ class Tracing:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
         self._api = trace
+        self._scheme = scheme
         self._nothing = Context()
         resource = Resource.create()
         if str(resource.attributes["service.name"]).startswith("unknown_service"):
@@ -148,7 +151,7 @@ class Tracing:
             return {"rpc.system.name": "grpc", "rpc.method": call.path[1:], **self._model}
         return {
             "http.request.method": "POST",
-            "url.scheme": "http",
+            "url.scheme": self._scheme,
             "url.path": call.path,
             "http.route": call.path,
             **self._model,

@@ -10,8 +10,9 @@ from collections.abc import Coroutine
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from mlopsnb.serving.errors import CannotListen
 from mlopsnb.serving.server import Server
-from mlopsnb.serving.workers import Connections
+from mlopsnb.serving.workers import NO_GRPC, OPEN_GRPC, Connections
 
 if TYPE_CHECKING:
     from mlopsnb.serving.workers import Seat
@@ -32,7 +33,7 @@ class WorkerServer(Server):
 
     async def _listen(self) -> None:
         loop = asyncio.get_running_loop()
-        self._seat.serve(loop, take=self._take, end=self._told_to_end)
+        self._seat.serve(loop, take=self._take, end=self._told_to_end, grpc=self._told_of_grpc)
 
     def _take(self, connection: socket.socket) -> None:
         connection.setblocking(False)
@@ -61,6 +62,23 @@ class WorkerServer(Server):
             self._door.leave()
         else:
             _log.warning("a connection could not be taken: %s", exc)
+
+    def _told_of_grpc(self, wanted: bool) -> None:
+        if not wanted:
+            self._close_grpc()
+            return
+        task = asyncio.get_running_loop().create_task(self._say_when_open())
+        self._coming.add(task)
+        task.add_done_callback(self._coming.discard)
+
+    async def _say_when_open(self) -> None:
+        try:
+            await self._open_grpc()
+        except CannotListen as exc:
+            _log.warning("%s", exc.message)
+            self._seat.say(NO_GRPC)
+        else:
+            self._seat.say(OPEN_GRPC)
 
     def _told_to_end(self, number: signal.Signals) -> None:
         self._told = True

@@ -4,11 +4,12 @@ The supervisor accepts connections and hands each to one worker, over a channel 
 has from its birth. The channel carries commands of one byte; with the first of these comes a descriptor:
 
 * `C` connection: answer this client
+* `G` open gRPC's port, which the workers share; `R` close it
 * `T` drain, as at SIGTERM; `I` drain, as at SIGINT
 
 When it ends, the supervisor is dead, and the server with it. The other way goes one line of JSON, when the worker is
-ready or has failed, and then a `C` for each connection that was taken, so that the supervisor closes its copy. All
-else that it needs stands on the board.
+ready or has failed, and then a `C` for each connection that was taken, so that the supervisor closes its copy, and a
+`G` when gRPC's port is open, or an `N` if it cannot be opened. All else that it needs stands on the board.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from mlopsnb.serving.tuning import Options, Plan
 
 CONNECTION, DRAIN, INTERRUPT = b"C", b"T", b"I"
+OPEN_GRPC, CLOSE_GRPC, NO_GRPC = b"G", b"R", b"N"
 PID, STATE, TAKEN, OPEN = range(4)
 """Cells of a worker's row: its process, its state, the connections it has taken so far, and those it has now."""
 
@@ -157,15 +159,21 @@ class Seat:
         *,
         take: Callable[[socket.socket], None],
         end: Callable[[signal.Signals], None],
+        grpc: Callable[[bool], None],
     ) -> None:
         """Carry out the supervisor's commands on *loop*, from now on to the end of the process."""
-        self._loop, self._take, self._end = loop, take, end
+        self._loop, self._take, self._end, self._grpc = loop, take, end, grpc
         self.cells[STATE] = SERVING
         loop.add_reader(self.channel, self.read)
 
     def leave(self) -> None:
         """Ask for no more connections; those that are on their way are taken."""
         self.cells[STATE] = LEAVING
+
+    def say(self, word: bytes) -> None:
+        """Tell the supervisor."""
+        with contextlib.suppress(OSError):  # it has not read of so many others, or is dead
+            self.channel.send(word)
 
     def read(self) -> None:
         """Carry out what has come."""
@@ -178,10 +186,11 @@ class Seat:
                 command, fds = b"", []
             if command == CONNECTION:
                 self.cells[TAKEN] += 1
-                with contextlib.suppress(OSError):  # it has not read of so many others, or is dead
-                    self.channel.send(CONNECTION)
+                self.say(CONNECTION)
                 if fds:  # else no descriptor was left for it
                     self._take(socket.socket(fileno=fds[0]))
+            elif command in (OPEN_GRPC, CLOSE_GRPC):
+                self._grpc(command == OPEN_GRPC)
             elif command == DRAIN:
                 self._end(signal.SIGTERM)
             elif command == INTERRUPT:

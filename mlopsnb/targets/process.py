@@ -87,7 +87,8 @@ class Process:
         alive = {r.id for r in revisions if r.state == "running"}
         weights = {k: v for k, v in written.weights.items() if k in alive}
         url = f"http://{HOST}:{port}" if weights and port else None
-        return replace(written, revisions=revisions, weights=weights, url=url), port
+        grpc = next((f"{HOST}:{r.grpc_port}" for r in revisions if r.id in weights and r.grpc_port), None)
+        return replace(written, revisions=revisions, weights=weights, url=url, grpc=grpc), port
 
     def _update(self, name: str, revision: Revision) -> None:
         """Write *revision* into the history, in the place of the one with its number or as the newest."""
@@ -103,12 +104,15 @@ class Process:
         files.check_owner()
         if revision.package is None:
             raise DeployError(f"revision {revision.id} of {name!r} has no package on this machine")
-        _, port = self._observe(name)
+        release, port = self._observe(name)
         if revision.port not in (None, port):
             _bind(revision.port).close()  # a taken port is told before the model is loaded, not after
+        grpc_port = _grpc_port(release, revision.grpc_port)
         mine = files.revision(revision.id)
         spare = revision.fallback and mine.fallback
-        started = replace(revision, package=mine.package, fallback=spare, state="starting")
+        started = replace(
+            revision, package=mine.package, fallback=spare, grpc_port=grpc_port, state="starting"
+        )
         self._update(name, started)
         try:
             _copy(revision.package, mine.package)
@@ -129,6 +133,7 @@ class Process:
         release, port = self._observe(name)
         revision = next(r for r in release.revisions if r.id == new)
         live = [r.id for r in release.revisions if r.state == "running"]
+        _grpc_port(release, revision.grpc_port)  # somebody may have taken it meanwhile
         listener = self._listener(files, release, port, revision)
         with listener:
             process_control.take(files.revision(new).control, listener)
@@ -247,6 +252,7 @@ class _Launch:
             *("--uds", str(self.files.http), "--control", str(self.files.control)),
             *("--log-file", str(self.files.log)),  # the same as descriptors 1 and 2, which it keeps bounded
             *("--workers", str(self.revision.workers)),
+            *(("--grpc-port", str(self.revision.grpc_port)) if self.revision.grpc_port else ()),
             *("--ready-fd", str(_CHILD_READY_FD), "--alive-fd", str(_CHILD_ALIVE_FD)),
             *(("--cache-bytes", str(self.revision.cache_bytes)) if self.revision.cache_bytes else ()),
             *(("--fallback", str(self.revision.fallback)) if self.revision.fallback else ()),
@@ -335,6 +341,18 @@ def _bind(port: int | None) -> socket.socket:
             hint="choose another port, or leave port out",
         ) from exc
     return sock
+
+
+def _grpc_port(release: Release, port: int | None) -> int | None:
+    """Return *port*, or for 0 one that is free; `DeployError` if somebody else has it.
+
+    The revision that serves may have it, which shares it while the next one takes over.
+    """
+    if port is None or port in (r.grpc_port for r in release.revisions if r.id in release.weights):
+        return port
+    with _bind(port) as free:
+        number: int = free.getsockname()[1]
+    return number
 
 
 def _signal(files: RevisionFiles, number: signal.Signals) -> None:

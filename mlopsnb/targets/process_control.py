@@ -35,7 +35,9 @@ def take(control: Path, listener: socket.socket) -> None:
     with _connect(control) as line:
         socket.send_fds(line, [b"T"], [listener.fileno()])
         if line.recv(2) != b"ok":
-            raise DeployError(f"the server at {control} did not take over the port")
+            raise DeployError(
+                f"the server at {control} did not take over the port", hint="its log tells why: .logs()"
+            )
 
 
 def release(control: Path) -> None:

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import http.client
 import json
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import textwrap
 from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 
 import numpy as np
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from mlopsnb import manifest
 from mlopsnb.records import Signature, TensorSpec
+from mlopsnb.serving.engine import Engine
+from mlopsnb.serving.metrics import Metrics
+from mlopsnb.serving.model import Model, Package
+from mlopsnb.serving.tuning import Options, Plan
 
 AFFINE = '''
 """y = scale * sum(x) + n. Some values of x make trouble, as the tests need it."""
@@ -217,6 +228,11 @@ class Runtime:
     def get(self, path):
         return self.request("GET", path)
 
+    def samples(self, name):
+        """The values in Prometheus' text, by series, of those that begin with *name*."""
+        lines = [x for x in self.get("/metrics").body.decode().splitlines() if x.startswith(name)]
+        return {series: float(value) for series, _, value in (line.rpartition(" ") for line in lines)}
+
     def infer(self, content, headers=None):
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         return self.request("POST", "/v2/models/affine/infer", body, headers)
@@ -286,8 +302,111 @@ def body():
 
 
 @pytest.fixture
+def gate(tmp_path):
+    """A FIFO: a model that was given it as AFFINE_GATE waits in a request for x = 100 until somebody writes to it."""
+    path = tmp_path / "gate"
+    os.mkfifo(path)
+    return path
+
+
+@pytest.fixture
+def client(body):
+    """Send a request on a connection of its own, leave it waiting, and return the connection."""
+    with contextlib.ExitStack() as stack:
+
+        def send(runtime, rows, path="/v2/models/affine/infer", headers=None):
+            connection = stack.enter_context(contextlib.closing(runtime.connect()))
+            connection.request("POST", path, json.dumps(body(rows)), headers or {})
+            return connection
+
+        yield send
+
+
+@pytest.fixture(scope="session")
+def build_engine():
+    """Make an engine around a callable, as if it was loaded from a package; keywords replace parts of the plan."""
+    plan = Plan(
+        inline=True,
+        instances=1,
+        threads=0,
+        joins=True,
+        max_batch_size=8,
+        inline_rows=100,
+        row_seconds=0.5,
+        forward_seconds=0.001,
+    )
+
+    def build(call, signature, golden, options=None, **changes):
+        made = manifest.Manifest(format="none", signature=signature, files={})
+        package = Package(path=Path(), manifest=made, golden=golden)
+        chosen = replace(plan, **changes)
+        return Engine(package, Model(package, call), chosen, options or Options(), Metrics("m", "1"))
+
+    return build
+
+
+@pytest.fixture
 def signature():
     return SIGNATURE
+
+
+DAY = datetime.timedelta(days=1)
+EVERYTHING = dict.fromkeys(
+    ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement"),
+    True,
+) | {"key_cert_sign": True, "crl_sign": True, "encipher_only": False, "decipher_only": False}
+
+
+class Authority:
+    """A certificate authority of the test; `issue` writes a certificate with its key."""
+
+    def __init__(self, directory, name):
+        self._directory = directory
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        made = self._certificate(self._name, self._key, authority=True)
+        self.path = directory / f"{name}.pem"
+        self.path.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+
+    def _certificate(self, subject, key, *, authority=False, begin=-DAY, end=DAY):
+        now = datetime.datetime.now(datetime.UTC)
+        names = [x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1"))]
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self._name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now + begin)
+            .not_valid_after(now + end)
+            .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
+            .add_extension(x509.KeyUsage(**EVERYTHING), critical=True)
+            .add_extension(x509.SubjectAlternativeName(names), critical=False)
+            .sign(self._key, hashes.SHA256())
+        )
+
+    def issue(self, name, *, begin=-DAY, end=DAY, password=None):
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        made = self._certificate(subject, key, begin=begin, end=end)
+        certificate, key_path = self._directory / f"{name}.crt", self._directory / f"{name}.key"
+        certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+        encryption = (
+            serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
+        )
+        key_path.write_bytes(
+            key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
+        )
+        return certificate, key_path
+
+    def trusted(self):
+        """Return a context of clients that trust this authority."""
+        return ssl.create_default_context(cafile=self.path)
+
+
+@pytest.fixture
+def authority(tmp_path):
+    return Authority(tmp_path, "ca")
 
 
 @pytest.fixture

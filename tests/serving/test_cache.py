@@ -1,40 +1,22 @@
+"""The cache between requests and the model: which rows are asked for, and what is answered."""
+
 from __future__ import annotations
 
 import asyncio
-import gc
-import json
 import math
 import threading
-import tracemalloc
-from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlopsnb.manifest import Manifest
 from mlopsnb.records import Signature, TensorSpec
-from mlopsnb.serving import stages
-from mlopsnb.serving.cache import ByRows, Store, Whole
+from mlopsnb.serving.app import begin
 from mlopsnb.serving.caching import Cached, Wish, read_wish
-from mlopsnb.serving.engine import Engine
 from mlopsnb.serving.errors import BadRequest, DeadlineExceeded, ModelFailure, NotCached, Overloaded
-from mlopsnb.serving.metrics import Metrics
-from mlopsnb.serving.model import Model, Package
-from mlopsnb.serving.tuning import Options, Plan
+from mlopsnb.serving.tuning import Options
 
-PLAN = Plan(
-    inline=True,
-    instances=1,
-    threads=0,
-    joins=True,
-    max_batch_size=8,
-    inline_rows=100,
-    row_seconds=0.5,
-    forward_seconds=0.001,
-)
 SIGNATURE = Signature(
     inputs=(
         TensorSpec(name="x", dtype="float32", shape=(None, 2), allow_nan=True),
@@ -91,12 +73,9 @@ def rows_of(*rows):
 GOLDEN = rows_of(((1, 2), "é", (True, False, True)), ((0, -1), "", (False, False, False)))
 
 
-@dataclass
-class Asker:
-    headers: dict = field(default_factory=dict)
-    told: tuple = ()
-    degraded: str = ""
-    span: None = None
+def asker(headers=None):
+    """Return a request, as the cache looks at it."""
+    return begin("POST", "/v2/models/m/infer", headers or {}, ())
 
 
 @pytest.fixture
@@ -105,19 +84,14 @@ def model():
 
 
 @pytest.fixture
-def cached(model):
+def cached(model, build_engine):
     """Make a cache around an engine around the model; keywords replace parts of the plan."""
+
     made = []
 
     def make(limit=1 << 20, options=None, **plan):
-        package = Package(
-            path=Path(), manifest=Manifest(format="none", signature=SIGNATURE, files={}), golden=GOLDEN
-        )
-        engine = Engine(
-            package, Model(package, model), replace(PLAN, **plan), options or Options(), Metrics("m", "1")
-        )
-        made.append(engine)
-        return Cached(engine, limit)
+        made.append(build_engine(model, SIGNATURE, GOLDEN, options, **plan))
+        return Cached(made[-1], limit)
 
     yield make
     model.gate.set()
@@ -125,11 +99,28 @@ def cached(model):
         engine.close()
 
 
+async def infer(stage, asker, inputs, *, rows, deadline):
+    """Submit to *stage* and wait; whoever is cancelled is forgotten."""
+    loop = asyncio.get_running_loop()
+    future = loop.create_future()
+
+    def done(_, outcome):
+        (future.set_exception if isinstance(outcome, Exception) else future.set_result)(outcome)
+
+    handle = stage.submit(asker, inputs, rows, done, deadline=deadline, loop=loop)
+    try:
+        return await future
+    except asyncio.CancelledError:
+        if handle is not None:
+            stage.cancel(handle)
+        raise
+
+
 async def ask(cached, *rows, deadline=None, **wish):
     """Return the values of y's first column and the status of the cache."""
-    asker = Asker({b"cache-control": wish["wish"].encode()} if wish else {})
-    outputs = await stages.infer(cached, asker, rows_of(*rows), rows=len(rows), deadline=deadline)
-    [(name, status)] = asker.told
+    asked = asker({b"cache-control": wish["wish"].encode()} if wish else {})
+    outputs = await infer(cached, asked, rows_of(*rows), rows=len(rows), deadline=deadline)
+    [(name, status)] = asked.told
     assert name == b"cache-status"
     return [round(v * 3, 3) for v in outputs["y"][:, 0].tolist()], status.decode()
 
@@ -183,7 +174,7 @@ def test_requests_have_one_key_where_rows_may_not_share_a_call(cached, model):
     told = [status for _, status in asyncio.run(run())]
     assert told == ["mlopsnb; fwd=miss; stored", "mlopsnb; fwd=miss; stored", "mlopsnb; hit"]
     assert model.calls == [2, 1]
-    assert cache.parameters == {"cache": {"max_bytes": 1 << 20, "keys": "request"}}
+    assert cache.parameters["cache"] == {"max_bytes": 1 << 20, "keys": "request"}
 
 
 def test_a_request_without_rows_goes_to_the_model(cached, model):
@@ -396,7 +387,7 @@ def test_an_answer_that_cannot_be_handed_on_harms_nobody(cached, caplog):
 
     async def run():
         loop = asyncio.get_running_loop()
-        cache.submit(Asker(), rows_of(row(1)), 1, fail, deadline=None, loop=loop)
+        cache.submit(asker(), rows_of(row(1)), 1, fail, deadline=None, loop=loop)
         return await ask(cache, row(1))
 
     assert asyncio.run(run()) == ([1], "mlopsnb; fwd=miss; collapsed")
@@ -425,11 +416,8 @@ class Dice(Exact):
         return {**super().answer(x, s, b), "y": np.random.default_rng().normal(size=(len(x), 2))}
 
 
-def test_a_model_that_answers_differently_each_time_is_not_cached():
-    package = Package(
-        path=Path(), manifest=Manifest(format="none", signature=SIGNATURE, files={}), golden=GOLDEN
-    )
-    engine = Engine(package, Model(package, Dice()), PLAN, Options(), Metrics("m", "1"))
+def test_a_model_that_answers_differently_each_time_is_not_cached(build_engine):
+    engine = build_engine(Dice(), SIGNATURE, GOLDEN)
     try:
         with pytest.raises(ModelFailure) as caught:
             Cached.around(engine, 1 << 20)
@@ -455,18 +443,17 @@ REQUEST = st.tuples(
     limit=st.sampled_from([1, 500, 2000, 5000, 1 << 20]),
     joins=st.booleans(),
 )
-def test_any_requests_are_answered_as_without_a_cache_to_the_bit_and_within_the_bound(turns, limit, joins):
+def test_any_requests_are_answered_as_without_a_cache_to_the_bit_and_within_the_bound(
+    build_engine, turns, limit, joins
+):
     model = Exact()
-    package = Package(
-        path=Path(), manifest=Manifest(format="none", signature=SIGNATURE, files={}), golden=GOLDEN
-    )
-    engine = Engine(package, Model(package, model), replace(PLAN, joins=joins), Options(), Metrics("m", "1"))
+    engine = build_engine(model, SIGNATURE, GOLDEN, joins=joins)
     cache = Cached(engine, limit)
 
     async def one(rows, wish):
-        asker = Asker({b"cache-control": wish.encode()})
         inputs = rows_of(*rows)
-        outputs = await stages.infer(cache, asker, inputs, rows=len(rows), deadline=None)
+        asked = asker({b"cache-control": wish.encode()})
+        outputs = await infer(cache, asked, inputs, rows=len(rows), deadline=None)
         assert cache._store.nbytes <= limit
         expected = model.answer(**inputs)
         assert list(outputs) == list(expected)
@@ -490,184 +477,3 @@ def test_any_requests_are_answered_as_without_a_cache_to_the_bit_and_within_the_
     assert not cache._flights
     entries = cache._store._entries
     assert cache._store.nbytes == sum(size for _, _, size in entries.values())
-
-
-FREE = Signature(
-    inputs=(
-        TensorSpec(name="x", dtype="int16", shape=(None, None)),
-        TensorSpec(name="z", dtype="int8", shape=(None, 0)),
-    ),
-    outputs=(TensorSpec(name="y", dtype="float32", shape=(None,)),),
-)
-
-
-def test_rows_of_other_shapes_have_other_keys():
-    keeping = ByRows(FREE)
-    z = np.empty((2, 0), np.int8)
-    narrow = keeping.keys({"x": np.zeros((2, 2), np.int16), "z": z}, 2)
-    wide = keeping.keys({"x": np.zeros((2, 4), np.int16), "z": z}, 2)
-    none = keeping.keys({"x": np.zeros((2, 0), np.int16), "z": z}, 2)
-    assert len({*narrow, *wide, *none}) == 3
-    assert {len(key) for key in (*narrow, *wide, *none)} == {16}
-
-
-def test_texts_are_told_apart_wherever_they_are_cut():
-    both = Signature(
-        inputs=tuple(TensorSpec(name=n, dtype="str", shape=(None,)) for n in "ab"), outputs=FREE.outputs
-    )
-    pairs = [("ab", "c"), ("a", "bc"), ("abc", ""), ("", "abc")]
-    inputs = {"a": np.array([a for a, _ in pairs], object), "b": np.array([b for _, b in pairs], object)}
-    for keeping in (ByRows(both), Whole()):
-        found = [keeping.keys({n: a[i : i + 1] for n, a in inputs.items()}, 1)[0] for i in range(4)]
-        assert len(set(found)) == 4
-
-
-def test_long_rows_are_known_by_a_digest():
-    wide = Signature(inputs=(TensorSpec(name="x", dtype="float64", shape=(None, 100)),), outputs=FREE.outputs)
-    x = np.zeros((3, 100))
-    x[2, 99] = 1e-300
-    one, same, other = ByRows(wide).keys({"x": x}, 3)
-    assert one == same != other
-    assert len(one) == 16
-
-
-def test_outputs_with_free_axes_are_kept_by_request():
-    assert not ByRows.fits(
-        Signature(inputs=FREE.inputs, outputs=(TensorSpec(name="y", dtype="float32", shape=(None, None)),))
-    )
-    assert ByRows.fits(FREE)
-
-
-def test_outputs_that_are_not_as_the_signature_says_are_not_cut():
-    keeping = ByRows(FREE)
-    assert keeping.cut({"y": np.zeros((2, 1), np.float32)}, 2) is None
-    assert keeping.cut({"y": np.zeros(3, np.float32)}, 2) is None
-    assert keeping.cut({"y": np.zeros(2, np.float64)}, 2) is None
-    assert keeping.cut({"y": np.zeros(2, np.float32)}, 2) == [bytes(4)] * 2
-
-
-def test_the_least_recently_used_go_first_and_what_is_too_large_is_not_kept():
-    store = Store(2000)
-    for key in (b"a", b"b", b"c"):
-        assert store.put(key, key, 100, 0)
-    assert store.find([b"a"], 0) == [b"a"]
-    assert store.put(b"d", b"d", 100, 0)
-    assert store.find([b"a", b"b", b"c", b"d"], 0) == [b"a", None, b"c", b"d"]
-    assert (store.evicted, len(store)) == (1, 3)
-    assert not store.put(b"a", b"huge", 2000, 0)
-    assert store.find([b"a", b"c"], 0) == [None, b"c"]
-    store.clear()
-    assert (len(store), store.nbytes) == (0, 0)
-
-
-@pytest.mark.parametrize(("width", "text"), [(1, False), (64, False), (2000, False), (1, True)])
-def test_python_takes_no_more_than_the_bound(width, text):
-    signature = Signature(
-        inputs=(TensorSpec(name="x", dtype="float32", shape=(None, width)),),
-        outputs=(TensorSpec(name="y", dtype="str" if text else "float32", shape=(None,)),),
-    )
-    limit = 2_000_000
-    keeping, store = ByRows(signature), Store(limit)
-    gc.collect()
-    tracemalloc.start()
-    try:
-        before = tracemalloc.get_traced_memory()[0]
-        most = number = 0
-        while store.evicted < 3000:
-            x = np.full((16, width), number, np.float32)
-            x[:, 0] = np.arange(number, number + 16)
-            number += 16
-            y = np.array([str(v) for v in x[:, 0]], object) if text else x[:, 0] + 0
-            for key, value in zip(keeping.keys({"x": x}, 16), keeping.cut({"y": y}, 16), strict=True):
-                store.put(key, value, keeping.nbytes(value), float(number))
-            if store.evicted or not number % 1024:
-                del x, y, key, value
-                most = max(most, tracemalloc.get_traced_memory()[0] - before)
-    finally:
-        tracemalloc.stop()
-    assert limit * 0.9 < store.nbytes <= limit
-    assert limit * 0.4 < most <= limit
-
-
-def test_whole_requests_are_counted_with_all_they_hold():
-    keeping = Whole()
-    big = np.zeros((1000, 1000), np.float32)
-    [value] = keeping.cut({"y": big[:10, :10], "t": np.array(["a" * 1000] * 3, object)}, 1)
-    assert value["y"].base is None
-    assert not value["y"].flags.writeable
-    assert 400 + 3000 < keeping.nbytes(value) < 5000
-
-
-# Over a server.
-
-PATHS = ["/v2/models/affine/infer", "/v2/models/affine/infer?not=plain"]
-
-
-def sample(runtime, name):
-    lines = runtime.get("/metrics").body.decode().splitlines()
-    return {
-        line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if line.startswith(name)
-    }
-
-
-@pytest.mark.parametrize("path", PATHS)
-def test_over_http(serve, make_package, body, path):
-    runtime = serve(make_package(), "--port", "0", "--cache-bytes", "64MB")
-    told = []
-    answers = set()
-    for wish in (None, None, "no-cache", "no-store", "max-age=60, only-if-cached"):
-        answer = runtime.request(
-            "POST", path, json.dumps(body([[1, 2, 3, 4]])), {"cache-control": wish} if wish else {}
-        )
-        told.append((answer.status, answer.headers["cache-status"]))
-        answers.add(answer.body)
-    assert told == [
-        (200, "mlopsnb; fwd=miss; stored"),
-        (200, "mlopsnb; hit"),
-        (200, "mlopsnb; fwd=request; stored"),
-        (200, "mlopsnb; fwd=request"),
-        (200, "mlopsnb; hit"),
-    ]
-    assert len(answers) == 1
-    refused = runtime.request(
-        "POST", path, json.dumps(body([[9, 2, 3, 4]])), {"cache-control": "only-if-cached"}
-    )
-    assert (refused.status, refused.json()) == (
-        504,
-        {"error": "only-if-cached, but the answers to 1 of 1 rows are not kept"},
-    )
-    assert runtime.get("/v2/models/affine").json()["parameters"]["cache"] == {
-        "max_bytes": 64_000_000,
-        "keys": "row",
-    }
-    label = 'model_name="affine",model_version="1"'
-    assert sample(runtime, "mlopsnb_cache_rows_total") == {
-        f'mlopsnb_cache_rows_total{{{label},result="hit"}}': 2,
-        f'mlopsnb_cache_rows_total{{{label},result="miss"}}': 3,
-    }
-    assert list(sample(runtime, "mlopsnb_cache_entries").values()) == [1]
-    assert runtime.errors.count("\n") == 0
-
-
-def test_the_protocols_share_what_is_kept(serve, make_package, body):
-    runtime = serve(make_package(), "--port", "0", "--cache-bytes", "1000000")
-    runtime.infer(body([[1, 2, 3, 4]]))
-    rows = {"instances": [{"x": [1, 2, 3, 4], "n": 5}, {"x": [0, 0, 0, -9], "n": 5}]}
-    answer = runtime.request("POST", "/v1/models/affine:predict", json.dumps(rows))
-    assert answer.headers["cache-status"] == 'mlopsnb; fwd=partial; detail="1 of 2 rows"; stored'
-    assert answer.json() == {"predictions": [{"y": 25.0, "sign": "+"}, {"y": -13.0, "sign": "-"}]}
-
-
-def test_without_the_option_there_is_no_cache(served, body):
-    answer = served.infer(body(), {"cache-control": "only-if-cached"})
-    assert answer.status == 200
-    assert "cache-status" not in answer.headers
-    assert sample(served, "mlopsnb_cache") == {}
-    assert "cache" not in served.get("/v2/models/affine").json()["parameters"]
-
-
-@pytest.mark.parametrize("given", ["0", "64TB", "MB", "-1", "1.5MB"])
-def test_a_size_that_is_none(serve, make_package, given):
-    runtime = serve(make_package(), "--port", "0", "--cache-bytes", given)
-    assert runtime.stop() == 2
-    assert f"{given!r} is no number of bytes; expected one such as 500000 or 64MB" in runtime.errors

@@ -4,36 +4,21 @@ import asyncio
 import itertools
 import logging
 import threading
-from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import uvloop
 
-from mlopsnb.manifest import Manifest
 from mlopsnb.records import Signature, TensorSpec
-from mlopsnb.serving.engine import Engine
+from mlopsnb.serving.app import begin
 from mlopsnb.serving.errors import BadRequest, DeadlineExceeded, ModelFailure, Overloaded
-from mlopsnb.serving.metrics import Metrics
-from mlopsnb.serving.model import Model, Package
-from mlopsnb.serving.tuning import Options, Plan
+from mlopsnb.serving.tuning import Options
 
 SIGNATURE = Signature(
     inputs=(TensorSpec(name="x", dtype="float32", shape=(None, None)),),
     outputs=(TensorSpec(name="y", dtype="float32", shape=(None,)),),
 )
 GOLDEN = {"x": np.ones((2, 2), np.float32)}
-PLAN = Plan(
-    inline=True,
-    instances=1,
-    threads=0,
-    joins=True,
-    max_batch_size=8,
-    inline_rows=100,
-    row_seconds=0.5,
-    forward_seconds=0.001,
-)
 
 
 class Sums:
@@ -68,19 +53,12 @@ def model():
 
 
 @pytest.fixture
-def engine(model):
+def engine(model, build_engine):
     """Make an engine around the model; keywords replace parts of the plan."""
     made = []
 
     def make(options=None, **plan):
-        package = Package(
-            path=Path(), manifest=Manifest(format="none", signature=SIGNATURE, files={}), golden=GOLDEN
-        )
-        made.append(
-            Engine(
-                package, Model(package, model), replace(PLAN, **plan), options or Options(), Metrics("m", "1")
-            )
-        )
+        made.append(build_engine(model, SIGNATURE, GOLDEN, options, **plan))
         return made[-1]
 
     yield make
@@ -89,13 +67,28 @@ def engine(model):
         one.close()
 
 
+def call():
+    return begin("POST", "/v2/models/m/infer", {}, ())
+
+
 def rows(*values, width=2):
     return {"x": np.array([[v] * width for v in values], np.float32).reshape(len(values), width)}
 
 
 async def ask(engine, *values, width=2, deadline=None):
-    answer = await engine.infer(rows(*values, width=width), rows=len(values), deadline=deadline)
-    return answer.outputs["y"].tolist()
+    """Return the values of y; whoever is cancelled is forgotten."""
+    loop = asyncio.get_running_loop()
+    future = loop.create_future()
+
+    def done(_, outcome):
+        (future.set_exception if isinstance(outcome, Exception) else future.set_result)(outcome)
+
+    job = engine.submit(call(), rows(*values, width=width), len(values), done, deadline=deadline, loop=loop)
+    try:
+        return (await future)["y"].tolist()
+    except asyncio.CancelledError:
+        engine.cancel(job)
+        raise
 
 
 async def all_of(*asked):
@@ -346,7 +339,13 @@ def test_alone_it_is_run_at_once(engine, model):
     async def run():
         loop = asyncio.get_running_loop()
         served.submit(
-            rows(4), 1, lambda _, outcome: answers.append(outcome), deadline=None, loop=loop, at_once=True
+            call(),
+            rows(4),
+            1,
+            lambda _, outcome: answers.append(outcome),
+            deadline=None,
+            loop=loop,
+            at_once=True,
         )
 
     asyncio.run(run())
@@ -361,7 +360,7 @@ def test_an_answer_that_cannot_be_handed_on_harms_nobody(engine, caplog):
 
     async def run():
         loop = asyncio.get_running_loop()
-        served.submit(rows(4), 1, fail, deadline=None, loop=loop)
+        served.submit(call(), rows(4), 1, fail, deadline=None, loop=loop)
         return await ask(served, 1)
 
     with caplog.at_level(logging.ERROR):

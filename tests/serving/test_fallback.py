@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from dataclasses import replace
 
 import grpc
@@ -28,31 +27,11 @@ def spare(make_package):
 
 
 @pytest.fixture
-def gate(tmp_path):
-    path = tmp_path / "gate"
-    os.mkfifo(path)
-    return path
-
-
-@pytest.fixture
 def both(serve, make_package, spare, gate):
     def start(*options):
         return serve(make_package(), "--port", "0", "--fallback", str(spare), *options, AFFINE_GATE=str(gate))
 
     return start
-
-
-@pytest.fixture
-def ask(body):
-    with contextlib.ExitStack() as stack:
-
-        def send(runtime, rows, path=PATHS[0], headers=None):
-            """Send a request and return its connection."""
-            connection = stack.enter_context(contextlib.closing(runtime.connect()))
-            connection.request("POST", path, json.dumps(body(rows)), headers or {})
-            return connection
-
-        yield send
 
 
 def told(connection):
@@ -63,16 +42,9 @@ def told(connection):
     return answer.status, value, answer.getheader("x-model-degraded"), answer.getheader("x-model-fallback")
 
 
-def sample(runtime, name):
-    lines = runtime.get("/metrics").body.decode().splitlines()
-    return {
-        line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if line.startswith(name)
-    }
-
-
 def answered(runtime, name="affine"):
     label = f'model_name="{name}",model_version="1"'
-    found = sample(runtime, "mlopsnb_fallback_total")
+    found = runtime.samples("mlopsnb_fallback_total")
     return {
         reason: found[f'mlopsnb_fallback_total{{{label},reason="{reason}"}}']
         for reason in ("failure", "overloaded", "deadline")
@@ -80,12 +52,12 @@ def answered(runtime, name="affine"):
 
 
 def wait_for(runtime, name, value):
-    while list(sample(runtime, f"{name}{{").values()) != [value]:
+    while list(runtime.samples(f"{name}{{").values()) != [value]:
         pass
 
 
-def keep_busy(runtime, ask):
-    slow = ask(runtime, SLOW)
+def keep_busy(runtime, client):
+    slow = client(runtime, SLOW)
     wait_for(runtime, "mlopsnb_request_in_progress", 1)
     wait_for(runtime, "mlopsnb_queue_rows", 0)
     return slow
@@ -93,13 +65,13 @@ def keep_busy(runtime, ask):
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("options", [(), ("--cache-bytes", "1MB"), ("--instances", "1")])
-def test_it_answers_when_the_model_has_failed(both, spare, ask, path, options):
+def test_it_answers_when_the_model_has_failed(both, spare, client, path, options):
     runtime = both(*options)
     digest = manifest.read(spare).digest
-    assert told(ask(runtime, QUICK, path)) == (200, MAIN, None, None)
+    assert told(client(runtime, QUICK, path)) == (200, MAIN, None, None)
     assert runtime.get("/v2/models/affine").json()["parameters"]["fallback"]["model_failed"] is False
-    assert told(ask(runtime, BREAKS, path)) == (200, 5.0, "fallback", digest)
-    assert told(ask(runtime, QUICK, path)) == (200, SPARE, "fallback", digest)
+    assert told(client(runtime, BREAKS, path)) == (200, 5.0, "fallback", digest)
+    assert told(client(runtime, QUICK, path)) == (200, SPARE, "fallback", digest)
     assert runtime.get("/ready").status == runtime.get("/v2/health/ready").status == 200
     shown = runtime.get("/v2/models/affine").json()["parameters"]["fallback"]
     assert {k: shown[k] for k in ("digest", "format", "ready", "model_failed")} == {
@@ -109,7 +81,7 @@ def test_it_answers_when_the_model_has_failed(both, spare, ask, path, options):
         "model_failed": True,
     }
     assert answered(runtime) == {"failure": 2, "overloaded": 0, "deadline": 0}
-    assert list(sample(runtime, "mlopsnb_degraded{").values()) == [1]
+    assert list(runtime.samples("mlopsnb_degraded{").values()) == [1]
     runtime.stop()
     lines = [json.loads(line) for line in runtime.log_lines if '"POST"' in line]
     assert [(line["status"], line.get("fallback")) for line in lines] == [
@@ -120,66 +92,66 @@ def test_it_answers_when_the_model_has_failed(both, spare, ask, path, options):
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_it_answers_what_the_model_has_no_room_for(both, ask, gate, path):
+def test_it_answers_what_the_model_has_no_room_for(both, client, gate, path):
     runtime = both("--instances", "1", "--max-queue-rows", "1")
-    slow = keep_busy(runtime, ask)
-    waits = ask(runtime, QUICK, path)
+    slow = keep_busy(runtime, client)
+    waits = client(runtime, QUICK, path)
     wait_for(runtime, "mlopsnb_queue_rows", 1)
-    assert told(ask(runtime, QUICK, path))[:3] == (200, SPARE, "fallback")
+    assert told(client(runtime, QUICK, path))[:3] == (200, SPARE, "fallback")
     gate.write_bytes(b"")
     assert [told(one)[:3] for one in (slow, waits)] == [(200, 205.0, None), (200, MAIN, None)]
     assert answered(runtime) == {"failure": 0, "overloaded": 1, "deadline": 0}
-    assert list(sample(runtime, "mlopsnb_degraded{").values()) == [0]
+    assert list(runtime.samples("mlopsnb_degraded{").values()) == [0]
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_it_answers_what_the_model_would_answer_too_late(both, ask, gate, path):
+def test_it_answers_what_the_model_would_answer_too_late(both, client, gate, path):
     runtime = both("--instances", "1")
-    slow = keep_busy(runtime, ask)
-    late = ask(runtime, QUICK, path, {"x-request-timeout": "0.05"})
+    slow = keep_busy(runtime, client)
+    late = client(runtime, QUICK, path, {"x-request-timeout": "0.05"})
     assert told(late)[:3] == (200, SPARE, "fallback")
     gate.write_bytes(b"")
     assert told(slow)[:3] == (200, 205.0, None)
     assert answered(runtime) == {"failure": 0, "overloaded": 0, "deadline": 1}
-    assert list(sample(runtime, "mlopsnb_batch_size_sum").values()) == [1]
+    assert list(runtime.samples("mlopsnb_batch_size_sum").values()) == [1]
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_what_is_wrong_with_a_request_is_not_tried_elsewhere(both, ask, path):
+def test_what_is_wrong_with_a_request_is_not_tried_elsewhere(both, client, path):
     runtime = both()
-    status, message, degraded, _ = told(ask(runtime, REJECTED, path))
+    status, message, degraded, _ = told(client(runtime, REJECTED, path))
     assert (status, message[:57], degraded) == (
         422,
         "the model cannot take this input: ValueError: 666 is not ",
         None,
     )
-    assert told(ask(runtime, [[1, 2]], path))[0] == 400
+    assert told(client(runtime, [[1, 2]], path))[0] == 400
     assert answered(runtime) == {"failure": 0, "overloaded": 0, "deadline": 0}
 
 
-def test_if_it_fails_as_well_the_answer_is_what_the_model_said(serve, make_package, ask):
+def test_if_it_fails_as_well_the_answer_is_what_the_model_said(serve, make_package, client):
     runtime = serve(make_package(), "--port", "0", "--fallback", str(make_package("spare")))
-    first = told(ask(runtime, BREAKS))
+    first = told(client(runtime, BREAKS))
     assert (first[0], first[1][:48], first[2]) == (
         500,
         "the model fails, on its own example too: Runtime",
         None,
     )
-    assert told(ask(runtime, QUICK))[:2] == (500, "the model has failed, and so has the fallback")
+    assert told(client(runtime, QUICK))[:2] == (500, "the model has failed, and so has the fallback")
     assert runtime.get("/ready").status == 503
     assert answered(runtime) == {"failure": 0, "overloaded": 0, "deadline": 0}
 
 
-def test_what_it_answers_is_not_kept(both, ask, gate):
+def test_what_it_answers_is_not_kept(both, client, gate):
     runtime = both("--instances", "1", "--max-queue-rows", "1", "--cache-bytes", "1MB")
-    slow = keep_busy(runtime, ask)
-    waits = ask(runtime, [[2, 0, 0, 0]])
+    slow = keep_busy(runtime, client)
+    waits = client(runtime, [[2, 0, 0, 0]])
     wait_for(runtime, "mlopsnb_queue_rows", 1)
-    assert told(ask(runtime, QUICK))[:3] == (200, SPARE, "fallback")
+    assert told(client(runtime, QUICK))[:3] == (200, SPARE, "fallback")
     gate.write_bytes(b"")
     for one in (slow, waits):
         one.getresponse().read()
-    assert told(ask(runtime, QUICK))[:3] == (200, MAIN, None)
+    assert told(client(runtime, QUICK))[:3] == (200, MAIN, None)
 
 
 def test_over_grpc(both, spare):

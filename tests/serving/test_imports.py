@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 MODULES = [
-    *("app", "batcher", "binary", "board", "cpu", "dispatch", "engine", "errors"),
+    *("app", "batcher", "binary", "board", "control", "cpu", "dispatch", "engine", "errors"),
     *("fastlane", "handover", "listen", "logfile", "memory", "metrics", "model", "payloads"),
     *(
         "openapi",

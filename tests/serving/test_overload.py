@@ -1,22 +1,12 @@
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
 
 import pytest
 
 PATHS = ["/v2/models/affine/infer", "/v2/models/affine/infer?not=plain"]
 SLOW, QUICK = [[100, 0, 0, 0]], [[1, 0, 0, 0]]
-
-
-@pytest.fixture
-def gate(tmp_path):
-    """A FIFO: the model waits in a request for x = 100 until somebody writes to it."""
-    path = tmp_path / "gate"
-    os.mkfifo(path)
-    return path
 
 
 @pytest.fixture
@@ -27,19 +17,6 @@ def busy(serve, make_package, gate):
         return serve(make_package(), "--port", "0", "--instances", "1", *options, AFFINE_GATE=str(gate))
 
     return start
-
-
-@pytest.fixture
-def client(body):
-    """Send a request on a connection of its own, and leave it waiting."""
-    with contextlib.ExitStack() as stack:
-
-        def send(runtime, rows, path=PATHS[0], headers=None):
-            connection = stack.enter_context(contextlib.closing(runtime.connect()))
-            connection.request("POST", path, json.dumps(body(rows)), headers or {})
-            return connection
-
-        yield send
 
 
 def metric(runtime, name):

@@ -264,14 +264,6 @@ def test_an_inherited_socket_is_served(serve, make_package, body):
     assert runtime.infer(body()).status == 200
 
 
-@pytest.fixture
-def gate(tmp_path):
-    """A FIFO: the model waits in a request for x = 100 until somebody writes to it."""
-    path = tmp_path / "gate"
-    os.mkfifo(path)
-    return path
-
-
 def wait_until_in_progress(connection):
     while True:
         connection.request("GET", "/metrics")

@@ -11,75 +11,19 @@ import ssl
 import subprocess
 import threading
 import time
-from ipaddress import ip_address
 from pathlib import Path
 
 import grpc
 import httpx
 import numpy as np
+import psutil
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from mlopsnb.serving.rpc.messages import SERVICE, message
 
 TRITON_PYTHON = Path(__file__).parents[2] / ".venv" / "triton" / "bin" / "python"
 INFER = "/v2/models/affine/infer"
 DAY = datetime.timedelta(days=1)
-EVERYTHING = dict.fromkeys(
-    ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement"),
-    True,
-) | {"key_cert_sign": True, "crl_sign": True, "encipher_only": False, "decipher_only": False}
-
-
-class Authority:
-    """A certificate authority of the test; `issue` writes a certificate with its key."""
-
-    def __init__(self, directory, name):
-        self._directory = directory
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        made = self._certificate(self._name, self._key, authority=True)
-        self.path = directory / f"{name}.pem"
-        self.path.write_bytes(made.public_bytes(serialization.Encoding.PEM))
-
-    def _certificate(self, subject, key, *, authority=False, begin=-DAY, end=DAY):
-        now = datetime.datetime.now(datetime.UTC)
-        names = [x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1"))]
-        return (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(self._name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now + begin)
-            .not_valid_after(now + end)
-            .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
-            .add_extension(x509.KeyUsage(**EVERYTHING), critical=True)
-            .add_extension(x509.SubjectAlternativeName(names), critical=False)
-            .sign(self._key, hashes.SHA256())
-        )
-
-    def issue(self, name, *, begin=-DAY, end=DAY, password=None):
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        made = self._certificate(subject, key, begin=begin, end=end)
-        certificate, key_path = self._directory / f"{name}.crt", self._directory / f"{name}.key"
-        certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
-        encryption = (
-            serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
-        )
-        key_path.write_bytes(
-            key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
-        )
-        return certificate, key_path
-
-
-@pytest.fixture
-def authority(tmp_path):
-    return Authority(tmp_path, "ca")
 
 
 @pytest.fixture
@@ -183,7 +127,7 @@ def test_plain_http_and_old_versions_do_not_get_in(secure, authority, body):
 
 
 def test_only_clients_of_the_ca_get_in(secure, authority, tmp_path, body):
-    clients = Authority(tmp_path, "clients")
+    clients = type(authority)(tmp_path, "clients")
     runtime = secure("--tls-client-ca", clients.path)
     assert ask(runtime, body(), trusting(authority, client=clients.issue("alice"))) == 200
     for strange in (None, authority.issue("mallory")):
@@ -212,8 +156,25 @@ def channel(runtime, authority, certificate=None, key=None):
         )(content, timeout=20)
 
 
+def test_an_answer_that_comes_early_does_not_stop_a_client_that_still_sends(secure, authority):
+    runtime = secure("--max-body-bytes", "1000")
+    length = 20 << 20
+    with (
+        socket.create_connection(("127.0.0.1", runtime.port), timeout=20) as sock,
+        trusting(authority).wrap_socket(sock, server_hostname="localhost") as secured,
+    ):
+        secured.sendall(f"POST {INFER} HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n".encode())
+        answer = b""
+        while not answer.endswith(b'"}'):
+            answer += secured.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 413 ")
+        for _ in range(length >> 16):
+            secured.sendall(b" " * 65536)
+    assert (runtime.stop(), runtime.errors) == (0, "")
+
+
 def test_the_certificate_is_rotated_without_a_restart(secure, authority, options, body):
-    runtime = secure("--workers", "1")  # of several, each would look for itself
+    runtime = secure("--workers", "1")
     context = trusting(authority)
     first = serial(runtime.port, context)
     with contextlib.closing(
@@ -236,6 +197,51 @@ def test_the_certificate_is_rotated_without_a_restart(secure, authority, options
     alpn.set_alpn_protocols(["h2"])
     assert serial(port, alpn) == second
     assert "the TLS files were read again" in runtime.errors
+
+
+def presented(runtime, authority):
+    """Return which worker answers a new client, and the serial number that it presents."""
+    context = trusting(authority)
+    with contextlib.closing(
+        http.client.HTTPSConnection("localhost", runtime.port, timeout=20, context=context)
+    ) as connection:
+        connection.request("GET", "/healthz")
+        found = connection.sock.getpeercert()["serialNumber"]
+        response = connection.getresponse()
+        assert response.status == 200
+        return response.getheader("x-request-id")[:16], found
+
+
+def test_each_of_several_workers_follows_the_certificate(secure, authority, options, body):
+    runtime = secure("--workers", "2")
+    end = time.monotonic() + 60
+
+    def presented_by_both():
+        """Return the last serial number of each worker, as soon as there are two."""
+        found = {}
+        while len(found) < 2:
+            assert time.monotonic() < end
+            found.update([presented(runtime, authority)])
+        return found
+
+    before = presented_by_both()
+    [first] = set(before.values())
+    assert ask(runtime, body(), trusting(authority)) == 200
+    options[3].write_text("spoiled")
+    while runtime.errors.count("the certificate stays as it was") < 2:
+        assert time.monotonic() < end
+    assert presented_by_both() == before
+    authority.issue("server")
+    while first in (after := presented_by_both()).values():
+        assert time.monotonic() < end
+    assert after.keys() == before.keys()
+    [second] = set(after.values())
+    psutil.Process(runtime.process.pid).children()[0].kill()
+    while (third := presented_by_both()).keys() == before.keys():
+        assert time.monotonic() < end
+    assert set(third.values()) == {second}
+    assert ask(runtime, body(), trusting(authority)) == 200
+    assert runtime.stop() == 0
 
 
 def other_key(certificate, key, authority):

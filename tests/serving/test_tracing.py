@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import http.server
 import json
 import os
@@ -135,6 +136,19 @@ def test_a_request_its_wait_and_its_call_of_the_model(traced, collector, body, p
     [line] = [json.loads(line) for line in runtime.log_lines]
     assert (line["trace_id"], line["span_id"]) == (TRACE, request.span_id.hex())
     assert answer.headers["traceparent"] == f"00-{TRACE}-{request.span_id.hex()}-01"
+
+
+def test_the_scheme_is_that_of_the_public_address(traced, collector, authority, body):
+    certificate, key = authority.issue("server")
+    runtime = traced("--tls-certificate", str(certificate), "--tls-key", str(key))
+    with contextlib.closing(
+        http.client.HTTPSConnection("localhost", runtime.port, timeout=20, context=authority.trusted())
+    ) as connection:
+        connection.request("POST", INFER, json.dumps(body()))
+        assert connection.getresponse().status == 200
+    runtime.stop()
+    request, *_ = collector.all()
+    assert values(request.attributes)["url.scheme"] == "https"
 
 
 def test_without_a_parent_a_trace_begins_here_and_the_log_names_it(traced, collector, body):

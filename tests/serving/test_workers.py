@@ -15,15 +15,9 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import psutil
 import pytest
-
-from mlopsnb.serving import memory, workers
-from mlopsnb.serving.board import Board, Row
-from mlopsnb.serving.requestlog import WholeLines
-from mlopsnb.serving.tuning import Options, Plan
 
 PATH = "/v2/models/affine/infer"
 WAIT_SECONDS = 60
@@ -395,130 +389,6 @@ def test_grpc_has_one_port_for_all_workers(start):
 
     until(both)
     assert runtime.stop() == 0
-
-
-INLINE = Plan(
-    inline=True,
-    instances=1,
-    threads=1,
-    joins=True,
-    max_batch_size=64,
-    inline_rows=64,
-    row_seconds=1e-6,
-    forward_seconds=1e-5,
-)
-MB = 1 << 20
-
-
-@pytest.mark.parametrize(
-    ("plan", "options", "cpus", "each", "left", "count"),
-    [
-        (INLINE, Options(), 1, 100 * MB, 8000 * MB, 1),
-        (INLINE, Options(), 4, 100 * MB, 8000 * MB, 4),
-        (INLINE, Options(), 64, 100 * MB, 80000 * MB, workers.MOST),
-        (INLINE, Options(), 4, 100 * MB, 399 * MB, 2),
-        (INLINE, Options(), 4, 100 * MB, 100 * MB, 1),
-        (INLINE, Options(), 4, None, 8000 * MB, 1),
-        (INLINE, Options(), 4, 100 * MB, None, 1),
-        (INLINE, Options(instances=0), 4, 100 * MB, 8000 * MB, 4),
-        (replace(INLINE, inline=False), Options(), 4, 100 * MB, 8000 * MB, 4),
-        (replace(INLINE, inline=False), Options(instances=1), 4, 100 * MB, 8000 * MB, 1),
-        (replace(INLINE, inline=False, instances=4), Options(), 4, 100 * MB, 8000 * MB, 1),
-        (replace(INLINE, inline=False, threads=4), Options(), 4, 100 * MB, 8000 * MB, 1),
-    ],
-)
-def test_how_many_workers_there_are(plan, options, cpus, each, left, count):
-    assert workers.choose(plan, options, cpus, each=each, left=left) == count
-
-
-def write(root, files):
-    for name, text in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-
-
-FREE = {"proc/meminfo": "MemTotal: 9000 kB\nMemAvailable: 5000 kB\n"}
-V2, V1 = "sys/fs/cgroup/", "sys/fs/cgroup/memory/"
-
-
-@pytest.mark.parametrize(
-    ("files", "left"),
-    [
-        ({}, None),
-        (FREE, 5000 * 1024),
-        (
-            {
-                **FREE,
-                "proc/self/cgroup": "0::/a\n",
-                f"{V2}a/memory.max": "1000000\n",
-                f"{V2}a/memory.current": "700000\n",
-                f"{V2}a/memory.stat": "anon 5\ninactive_file 20000\n",
-            },
-            320_000,
-        ),
-        (
-            {
-                **FREE,
-                "proc/self/cgroup": "0::/a\n",
-                f"{V2}a/memory.max": "max\n",
-                f"{V2}a/memory.current": "1\n",
-                f"{V2}a/memory.stat": "",
-            },
-            5000 * 1024,
-        ),
-        (
-            {
-                "proc/self/cgroup": "3:memory:/p\n",
-                f"{V1}p/memory.limit_in_bytes": "1000\n",
-                f"{V1}p/memory.usage_in_bytes": "2000\n",
-                f"{V1}p/memory.stat": "total_inactive_file 10\n",
-                f"{V1}memory.limit_in_bytes": f"{(1 << 63) - 4096}\n",
-                f"{V1}memory.usage_in_bytes": "1\n",
-                f"{V1}memory.stat": "",
-            },
-            0,
-        ),
-    ],
-)
-def test_what_memory_is_left_is_the_least_of_all(tmp_path, files, left):
-    write(tmp_path, files)
-    assert memory.available(tmp_path) == left
-
-
-def test_the_memory_of_this_process():
-    assert MB < memory.private() < psutil.Process().memory_info().rss
-    assert memory.available() > MB
-
-
-def test_counters_go_on_where_the_last_worker_stopped():
-    board = Board(2)
-    parts = [Row(board, n, start=8).take(3) for n in (0, 1)]
-    parts[0].own[1] += 2
-    parts[1].own[1] += 40
-    assert parts[0].total() == parts[1].total() == [0, 42, 0]
-    again = Row(board, 1, start=8).take(3)
-    again.own[1] += 100
-    assert (list(again.own), parts[0].total()) == ([0, 140, 0], [0, 142, 0])
-    assert board.note == {}
-    board.leave_note({"workers": 2})
-    assert board.note == {"workers": 2}
-
-
-def test_lines_of_several_processes_stay_whole():
-    read, end = os.pipe()
-    pids = []
-    for name in (b"a", b"b", b"c"):
-        if not (pid := os.fork()):
-            WholeLines(end).write(b"".join(name * n + b"\n" for n in range(1, 400)))
-            os._exit(0)
-        pids.append(pid)
-    os.close(end)
-    with os.fdopen(read, "rb") as pipe:
-        lines = pipe.read().splitlines()
-    for pid in pids:
-        os.waitpid(pid, 0)
-    assert Counter(lines) == Counter(name * n for name in (b"a", b"b", b"c") for n in range(1, 400))
 
 
 def test_clients_are_accepted_again_when_there_are_descriptors_again(start, body):

@@ -110,6 +110,7 @@ def test_modules_of_the_user(tmp_path):
     for name in ("__init__.py", "a/b.py", "__pycache__/a.pyc", ".env", ".git/config"):
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).write_text("secret")
+    (tree / "a" / "back").symlink_to(tree)
     paths = [f.path for f in code_files([tree, tmp_path / "features.py"])]
     assert paths == ["features.py", "lib/__init__.py", "lib/a/b.py"]
     (tmp_path / "other").mkdir()

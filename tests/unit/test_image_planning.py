@@ -157,6 +157,13 @@ def test_a_tag_names_the_version_and_tells_builds_apart():
     assert plan(version="2026/11 beta").tag.startswith("v2026-11-beta-")
 
 
+def test_a_package_that_was_never_logged_has_no_version():
+    made = plan(version="")
+    assert made.tag == made.digest[7:14]
+    assert "--version" not in made.config["Entrypoint"]
+    assert "org.opencontainers.image.version" not in made.config["Labels"]
+
+
 def test_a_change_of_the_model_changes_the_last_layers_only():
     changed = (
         file("model.json", content="2"),

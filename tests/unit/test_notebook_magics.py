@@ -13,9 +13,11 @@ from IPython.utils.capture import capture_output
 from traitlets.config import Config
 
 import mlopsnb
+from mlopsnb.deployment import Deployments, History
 from mlopsnb.notebook.grammar import VERBS
 from mlopsnb.notebook.magics import MlopsnbMagics
 from mlopsnb.records import Revision
+from mlopsnb.settings import settings
 
 MAGICS = {*VERBS, "mlopsnb"}
 
@@ -238,6 +240,13 @@ def test_settings_refuse(run, line, message):
     assert str(run(f"%mlopsnb {line}")[0].error_in_exec) == message
 
 
+def test_a_target_that_is_not_installed_is_told_when_it_is_set(run):
+    said = str(run("%mlopsnb set target=proces timeout=5")[0].error_in_exec)
+    assert said.startswith("no target named 'proces'; installed: ")
+    assert "did you mean 'process'?" in said
+    assert (settings().target, settings().timeout) == ("process", 600)
+
+
 def test_overview(run):
     text = str(run("%mlopsnb")[0].result)
     assert text.startswith(f"mlopsnb {mlopsnb.__version__}, Python 3.")
@@ -261,6 +270,14 @@ def test_records_are_shown(ip):
     data, _ = ip.display_formatter.format(revisions)
     assert "models:/fraud/2" in data["text/html"]
     assert set(ip.display_formatter.format((1, 2))[0]) == {"text/plain"}
+
+    history = History(revisions)
+    text, html = (ip.display_formatter.format(history)[0][kind] for kind in ("text/plain", "text/html"))
+    assert text.splitlines()[0].split() == ["revision", "state", "model", "created", "digest", "note"]
+    assert "models:/fraud/2" in html
+    data, _ = ip.display_formatter.format(Deployments())
+    assert data["text/plain"] == "nothing is deployed"
+    assert "nothing is deployed" in data["text/html"]
 
     class Own(tuple):
         def _repr_html_(self):

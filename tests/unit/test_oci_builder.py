@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -206,6 +207,19 @@ def test_a_failure_names_itself_and_leaves_no_tag(fake, tmp_path, quick):
             Oci().build(plan, team(fake))
         fake.faults = []
         assert half(fake) == ([], [], [])
+    pulled(fake, Oci().build(plan, team(fake)))
+
+
+def test_a_full_disk_leaves_nothing(fake, tmp_path):
+    plan = a_plan(tmp_path, base_of(fake), wheels={"torch": 400_000})
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limit[1]))
+    try:
+        with pytest.raises(BuildError, match="cannot be written"):
+            Oci().build(plan, team(fake))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert half(fake) == ([], [], [])
     pulled(fake, Oci().build(plan, team(fake)))
 
 

@@ -194,3 +194,21 @@ def test_whole_numbers_stay_within_the_range_of_the_example():
     seen = [c.inputs["ids"] for c in parity.cases(ids)]
     assert min(a.min() for a in seen) >= 1
     assert max(a.max() for a in seen) <= 7
+
+
+def test_a_difference_is_that_of_the_report_and_nothing_is_timed():
+    calls = []
+
+    def counted(inputs):
+        calls.append(len(inputs["x"]))
+        return double(inputs)
+
+    report = parity.prove(double, double, X)
+    assert parity.difference(double, counted, X) is None
+    assert len(calls) == len(report.checks)  # each case once
+
+    def wrong(inputs):
+        return {"output": inputs["x"] * 2 + 1}
+
+    told = parity.failure(parity.prove(double, wrong, X))
+    assert str(parity.difference(double, wrong, X)) == str(told)

@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from mlopsnb.serving import binary, v2
 from mlopsnb.serving.errors import BadRequest
@@ -23,8 +24,10 @@ from mlopsnb.tensors import STRING, Array, dtype_name
 if TYPE_CHECKING:
     from mlopsnb.records import Signature, TensorSpec
 
+_REQUEST = message("ModelInferRequest")
 _RESPONSE = message("ModelInferResponse")
 _SHAPES_KEPT = 256
+_MOST_KNOWN_BYTES = 16384
 _CONTENTS = {
     "bool": "bool_contents",
     **dict.fromkeys(("int8", "int16", "int32"), "int_contents"),
@@ -61,6 +64,15 @@ def _plain(spec: TensorSpec) -> _Plain | None:
     return _Plain(spec.name, v2.DATATYPES[spec.dtype], row, row_bytes, dtype, refuses_nan)
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A message that came, up to the numbers of its one input, which end it."""
+
+    head: bytes
+    plain: _Plain
+    shape: tuple[int, ...]
+
+
 class Codec:
     """Reads and writes the messages of one model."""
 
@@ -73,6 +85,41 @@ class Codec:
         self._names = tuple(self._datatypes)
         self._raw_outputs = frozenset(self._names)
         self._beginning = lru_cache(_SHAPES_KEPT)(self._encoded_description)
+        self._known: dict[int, _Known] = {}
+
+    def recognize(self, raw: bytes) -> v2.InferRequest | None:
+        """Return what `decode` would of the message *raw*, if it is like one that was given to `remember`."""
+        known = self._known.get(len(raw))
+        if known is None or not raw.startswith(known.head):
+            return None
+        array = np.frombuffer(raw, known.plain.dtype, offset=len(known.head)).copy()  # aligned
+        if known.plain.refuses_nan and np.isnan(array).any():
+            return None
+        inputs = {known.plain.name: array.reshape(known.shape)}
+        return v2.InferRequest(inputs=inputs, rows=known.shape[0], binary=self._raw_outputs)
+
+    def remember(self, raw: bytes, request: Any, read: v2.InferRequest) -> None:
+        """Keep what *raw*, that is *request*, has before its numbers, as clients send that again and again.
+
+        What comes after it in another message is its numbers there as well: it is whole but for those, and messages
+        that follow each other are one, merged.
+        """
+        if len(raw) > _MOST_KNOWN_BYTES or len(self._plain) != 1 or len(request.raw_input_contents) != 1:
+            return
+        numbers = _encoded(_REQUEST(raw_input_contents=request.raw_input_contents))
+        before = raw.removesuffix(numbers)
+        size = len(request.raw_input_contents[0])
+        if not size or len(before) == len(raw) or read.id or read.outputs:
+            return
+        try:
+            if _REQUEST.FromString(before).raw_input_contents:
+                return
+        except DecodeError:  # the numbers are in the middle of something else
+            return
+        if len(self._known) >= _SHAPES_KEPT:
+            self._known.clear()
+        [plain] = self._plain
+        self._known[len(raw)] = _Known(raw[: len(raw) - size], plain, read.inputs[plain.name].shape)
 
     def decode(self, request: Any) -> v2.InferRequest:
         """Return the `ModelInferRequest` *request* as it fits the signature; raises nothing but `BadRequest`."""

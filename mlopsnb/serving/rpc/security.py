@@ -2,51 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from mlopsnb.serving.app import UNKNOWN_CLIENT, begin
 from mlopsnb.serving.rpc.messages import HEALTH, SERVICE
 
 if TYPE_CHECKING:
-    from mlopsnb.serving.app import App
     from mlopsnb.serving.connections import ConnectionLimits
     from mlopsnb.serving.tls import Identity, Tls
     from mlopsnb.serving.tokens import Tokens
 
 _PROBES = frozenset({f"/{SERVICE}/ServerLive", f"/{SERVICE}/ServerReady", f"/{HEALTH}/Check"})
-_INFER = f"/{SERVICE}/ModelInfer"
 _IDLE_MILLISECONDS = 300_000
 """A client whose channel is closed because it is idle connects again with its next call, without an error."""
 
 
-class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc is untyped
-    """Answers calls without a token of *tokens*, before their message is read."""
-
-    def __init__(self, app: App, tokens: Tokens) -> None:
-        self._app = app
-        self._tokens = tokens
-
-    async def intercept_service(self, continuation: Any, details: Any) -> Any:
-        """Let the call go on, or have it refused."""
-        if details.method not in _PROBES and not self._tokens.allow(_authorization(details)):
-            if details.method == _INFER:
-                call = begin("gRPC", _INFER, {}, ())
-                self._app.started(call)
-                self._app.finished(call, 401)
-            # As if its messages were a stream: those are received when they are asked for, which they are not.
-            return grpc.stream_unary_rpc_method_handler(_refuse)
-        return await continuation(details)
-
-
-async def _refuse(messages: Any, context: Any) -> None:
-    await context.abort(grpc.StatusCode.UNAUTHENTICATED, UNKNOWN_CLIENT)
-
-
-def _authorization(details: Any) -> dict[bytes, bytes]:
-    found = [v for k, v in details.invocation_metadata if k == "authorization"]
-    return {b"authorization": found[-1].encode()} if found else {}
+def allowed(tokens: Tokens | None, path: str, metadata: Sequence[tuple[str, str | bytes]]) -> bool:
+    """Say whether the call of *path* may go on: it is a probe, or has one of *tokens*, or nobody asks for one."""
+    if tokens is None or path in _PROBES:
+        return True
+    given = [value for key, value in metadata if key == "authorization"]
+    last = given[-1] if given else b""
+    return tokens.allow({b"authorization": last if isinstance(last, bytes) else last.encode()})
 
 
 def options(limits: ConnectionLimits) -> list[tuple[str, int]]:

@@ -1,38 +1,38 @@
-"""The gRPC server: answers the protocol's calls on the event loop that serves HTTP too, with the same engine.
+"""The calls of the gRPC server: predictions by the same engine as HTTP's, and all that tells of server and model.
 
-It has a port of its own. A call's deadline is the client's; whoever cancels is forgotten. Statuses are gRPC's, while
-the log and the counters have HTTP's, so that one table tells of both. Beside the protocol it answers the standard
-health check, for probes.
+A call's deadline is the client's; whoever cancels is forgotten. Statuses are gRPC's, while the log and the counters
+have HTTP's, so that one table tells of both. Beside the protocol it answers the standard health check, for probes.
+Knows nothing of connections: a lane brings calls and takes their answers. All of it is for the event loop.
 Sources: https://github.com/kserve/open-inference-protocol (specification/protocol/inference_grpc.md);
-https://github.com/grpc/grpc/blob/master/doc/health-checking.md; for a server's options,
-https://grpc.github.io/grpc/core/group__grpc__arg__keys.html.
+https://github.com/grpc/grpc/blob/master/doc/health-checking.md.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
 from google.protobuf.message import DecodeError
 
 from mlopsnb.errors import MlopsnbError, UserError
 from mlopsnb.serving import v2
-from mlopsnb.serving.app import CLIENT_LEFT, begin, status_of
-from mlopsnb.serving.errors import BadRequest, CannotListen, Overloaded, stack
+from mlopsnb.serving.app import CLIENT_LEFT, UNKNOWN_CLIENT, begin, status_of
+from mlopsnb.serving.errors import BadRequest, Overloaded, stack
 from mlopsnb.serving.protocols.open_inference import server_metadata
-from mlopsnb.serving.rpc import security
 from mlopsnb.serving.rpc.codec import Codec
 from mlopsnb.serving.rpc.messages import HEALTH, NOT_SERVING, SERVICE, SERVING, message
 
 if TYPE_CHECKING:
     from mlopsnb.serving.app import App, Call
     from mlopsnb.serving.batcher import Outputs
-    from mlopsnb.serving.connections import ConnectionLimits
-    from mlopsnb.serving.tls import Tls
     from mlopsnb.serving.v2 import InferRequest
+
+INFER = f"/{SERVICE}/ModelInfer"
+Trailing = tuple[tuple[str, str], ...]
 
 _CODES = {
     404: grpc.StatusCode.NOT_FOUND,
@@ -44,16 +44,8 @@ _CODES = {
 }
 """For the statuses that errors have over HTTP; all others are faults of the request."""
 
-_OPTIONS = (
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_concurrent_streams", 1000),
-    # Whoever pings more often than this, twice, is sent away. gRPC's own five minutes are longer than many a proxy
-    # keeps a silent connection.
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-    ("grpc.keepalive_time_ms", 60_000),  # so that a client whose machine has gone is noticed
-    ("grpc.keepalive_timeout_ms", 20_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-)
+_EARLY_SECONDS = 0.01
+"""A client ends its call at its deadline by its own clock, which may be a little before ours."""
 
 _INFER_REQUEST = message("ModelInferRequest")
 _log = logging.getLogger("mlopsnb.serving")
@@ -64,64 +56,30 @@ class _NotServed(UserError):
     """A call names a model, a version or a service that is not here."""
 
 
-class GrpcServer:
-    """Serves *app*'s model on a port of its own; 0 takes any that is free. *shared*: other workers have it too."""
+class Rpc(Protocol):
+    """A call, as its lane made it. It is answered or refused once. `call` and `job` are the service's own notes.
 
-    def __init__(
-        self,
-        app: App,
-        *,
-        host: str,
-        port: int,
-        limits: ConnectionLimits,
-        tls: Tls | None = None,
-        shared: bool = False,
-    ) -> None:
-        self._app = app
-        self._limits = limits
-        self._tls = tls
-        self._shared = shared
-        self._address = f"[{host}]" if ":" in host else host
-        self._port = port
-        self._server: Any = None
+    `call` is there from `Service.take` until the call is done with.
+    """
+
+    path: str
+    metadata: Sequence[tuple[str, str | bytes]]
+    call: Call | None
+    job: object | None
 
     @property
-    def address(self) -> str:
-        """Where it listens, as gRPC's clients take it."""
-        return f"{self._address}:{self._port}"
+    def remaining(self) -> float:
+        """Seconds until the client's deadline; infinity if it has none."""
 
-    async def start(self) -> None:
-        """Listen and serve. Raises `CannotListen` if the port is taken."""
-        options = [
-            *_OPTIONS,
-            *security.options(self._limits),
-            ("grpc.max_receive_message_length", self._app.max_body_bytes),
-            ("grpc.so_reuseport", int(self._shared)),  # else a port that is taken is an error
-        ]
-        tokens = self._app.tokens
-        interceptors = [] if tokens is None else [security.Guard(self._app, tokens)]
-        self._server = grpc.aio.server(options=options, interceptors=interceptors)
-        self._server.add_generic_rpc_handlers(_Service(self._app).handlers())
-        try:
-            if self._tls is None:
-                self._port = self._server.add_insecure_port(self.address)
-            else:
-                self._port = self._server.add_secure_port(self.address, security.credentials(self._tls))
-        except RuntimeError as exc:
-            raise CannotListen(
-                f"cannot listen on {self.address} for gRPC",
-                hint="choose another port with --grpc-port, or 0 for any that is free",
-            ) from exc
-        await self._server.start()
+    def answer(self, message: bytes, trailing: Trailing) -> None:
+        """Send *message*, and *trailing* metadata."""
 
-    async def stop(self) -> None:
-        """Take no more calls and answer those in work, which is done when the longest has had its time."""
-        if self._server is not None:
-            await self._server.stop(self._app.request_timeout)
+    def refuse(self, code: grpc.StatusCode, told: str, trailing: Trailing) -> None:
+        """Send what went wrong."""
 
 
-class _Service:
-    """The calls: predictions, and all that tells of the server and its model.
+class Service:
+    """Answers the calls that lanes bring; `paths` are those that there are.
 
     Messages are read here, not by gRPC, so that one that is none is an error like others.
     """
@@ -132,34 +90,50 @@ class _Service:
         served = self._served
         self._codec = Codec(served.signature, name=served.name, version=served.version)
         self._in_work = 0
+        self._tells = {
+            f"/{SERVICE}/{method}": (message(f"{method}Request"), show)
+            for method, show in self._shows().items()
+        }
+        self._tells[f"/{HEALTH}/Check"] = message("HealthCheckRequest"), self._health
+        self.paths = frozenset((INFER, *self._tells))
 
-    def handlers(self) -> tuple[Any, ...]:
-        """Return what gRPC calls for each service."""
-        infer = grpc.unary_unary_rpc_method_handler(self._infer)
-        shown = {method: self._handler(SERVICE, method, show) for method, show in self._shows().items()}
-        check = self._handler(HEALTH, "Check", self._health)
-        return (
-            grpc.method_handlers_generic_handler(SERVICE, {"ModelInfer": infer, **shown}),
-            grpc.method_handlers_generic_handler(HEALTH, {"Check": check}),
-        )
+    def take(self, rpc: Rpc, raw: bytes, *, alone: bool = True) -> None:
+        """Answer *rpc*, whose message is *raw*: now, or when the model has. *alone*: no other comes with it."""
+        headers = [(k.encode(), v if isinstance(v, bytes) else v.encode()) for k, v in rpc.metadata]
+        call = rpc.call = begin("gRPC", rpc.path, dict(headers), headers)
+        if rpc.path == INFER:
+            self._infer(rpc, call, raw, alone=alone)
+        else:
+            self._tell(rpc, call, raw)
 
-    def _handler(self, service: str, method: str, show: _Show) -> Any:
-        path = f"/{service}/{method}"
-        request = message("HealthCheckRequest" if service == HEALTH else f"{method}Request")
+    def gone(self, rpc: Rpc) -> None:
+        """Forget *rpc*, unless it is answered: its client left, or its deadline has passed."""
+        if rpc.call is not None:
+            if rpc.job is not None:
+                self._app.forget(rpc.job)
+            self._finish(rpc, rpc.call, 504 if rpc.remaining < _EARLY_SECONDS else CLIENT_LEFT)
 
-        async def handle(raw: bytes, context: Any) -> bytes:
-            call = self._begin(path, context)
-            status = 200
-            try:
-                answer: bytes = show(_parsed(request, raw)).SerializeToString()
-            except Exception as exc:  # noqa: BLE001  the last line before the wire; the log has the stack
-                status = _status_of(exc)
-                await _refuse(call, exc, context)
-            finally:
-                self._app.answered(call, status)
-            return answer
+    def turn_away(self, rpc: Rpc) -> None:
+        """Refuse *rpc*, which has no token."""
+        self.turned_away(rpc.path)
+        rpc.refuse(grpc.StatusCode.UNAUTHENTICATED, UNKNOWN_CLIENT, ())
 
-        return grpc.unary_unary_rpc_method_handler(handle)
+    def turned_away(self, path: str) -> None:
+        """Note a call without a token."""
+        if path == INFER:
+            call = begin("gRPC", path, {}, ())
+            self._app.started(call)
+            self._app.finished(call, 401)
+
+    def _tell(self, rpc: Rpc, call: Call, raw: bytes) -> None:
+        request, show = self._tells[rpc.path]
+        status = 200
+        try:
+            rpc.answer(show(_parsed(request, raw)).SerializeToString(), _trailing(call))
+        except Exception as exc:  # noqa: BLE001  the last line before the wire; the log has the stack
+            status = _refuse(rpc, call, exc)
+        rpc.call = None
+        self._app.answered(call, status)
 
     def _shows(self) -> dict[str, _Show]:
         """Return, by method, what the protocol asks of a server and its model: a message for a message."""
@@ -193,64 +167,60 @@ class _Service:
             raise _NotServed(f"no service {request.service[:80]!r}; this server has {SERVICE!r}")
         return message("HealthCheckResponse")(status=SERVING if self._app.ready else NOT_SERVING)
 
-    def _begin(self, path: str, context: Any) -> Call:
-        """Return a call that has just come; its request id goes back with whatever is answered."""
-        headers = _headers(context)
-        call = begin("gRPC", path, dict(headers), headers)
-        context.set_trailing_metadata(_trailing(call))
-        return call
-
-    async def _infer(self, raw: bytes, context: Any) -> bytes:
-        call = self._begin(f"/{SERVICE}/ModelInfer", context)
-        status = CLIENT_LEFT  # unless we come to an answer
+    def _infer(self, rpc: Rpc, call: Call, raw: bytes, *, alone: bool) -> None:
+        app = self._app
         self._in_work += 1
-        self._app.started(call)
+        app.started(call)
         if call.trace is not None and call.trace.parent_id:
             call.told = ((b"traceparent", call.trace.traceparent.encode()),)
         try:
-            answer = await self._predicted(call, raw, context)
-            status = 200
-        except asyncio.CancelledError:
-            if context.time_remaining() == 0:
-                status = 504
-            raise
+            loop = asyncio.get_running_loop()
+            deadline = loop.time() + min(rpc.remaining, app.request_timeout)
+            app.admit()
+            wanted = self._codec.recognize(raw) or self._read(raw)
+            call.rows = wanted.rows
+            done = partial(self._answer, rpc, call, wanted)
+            job = app.submit(
+                call,
+                wanted.inputs,
+                wanted.rows,
+                done,
+                deadline=deadline,
+                loop=loop,
+                at_once=alone and self._in_work == 1,
+            )
+            if rpc.call is not None:
+                rpc.job = job
         except Exception as exc:  # noqa: BLE001  the last line before the wire; the log has the stack
-            status = _status_of(exc)
-            await _refuse(call, exc, context)
-        finally:
-            self._in_work -= 1
-            self._app.finished(call, status)
-        return answer
+            self._finish(rpc, call, _refuse(rpc, call, exc))
 
-    async def _predicted(self, call: Call, raw: bytes, context: Any) -> bytes:
-        remaining = context.time_remaining()
-        allowed = self._app.request_timeout
-        deadline = asyncio.get_running_loop().time() + (
-            allowed if remaining is None else min(remaining, allowed)
-        )
-        self._app.admit()
+    def _read(self, raw: bytes) -> InferRequest:
         request = _parsed(_INFER_REQUEST, raw)
         self._check_name(request.model_name, request.model_version)
         wanted = self._codec.decode(request)
-        call.rows = wanted.rows
-        outputs = await self._asked(call, wanted, deadline)
-        if call.told:
-            context.set_trailing_metadata(_trailing(call))
-        return self._codec.encode(wanted, outputs)
+        self._codec.remember(raw, request, wanted)
+        return wanted
 
-    async def _asked(self, call: Call, wanted: InferRequest, deadline: float) -> Outputs:
-        payloads = self._app.payloads
+    def _answer(
+        self, rpc: Rpc, call: Call, wanted: InferRequest, _: object, outcome: Outputs | Exception
+    ) -> None:
+        """Send what came of a prediction."""
         try:
-            outputs = await self._app.infer(
-                call, wanted.inputs, rows=wanted.rows, deadline=deadline, at_once=self._in_work == 1
-            )
-        except Exception as exc:
-            if payloads is not None:
-                payloads.write(call, status_of(exc), wanted.inputs, exc)
-            raise
-        if payloads is not None:
-            payloads.write(call, 200, wanted.inputs, outputs)
-        return outputs
+            if isinstance(outcome, Exception):
+                status = _refuse(rpc, call, outcome)
+            else:
+                rpc.answer(self._codec.encode(wanted, outcome), _trailing(call))
+                status = 200
+        except Exception as exc:  # noqa: BLE001  the last line before the wire; the log has the stack
+            status = _refuse(rpc, call, exc)
+        self._finish(rpc, call, status)
+        if self._app.payloads is not None:
+            self._app.payloads.write(call, status, wanted.inputs, outcome)
+
+    def _finish(self, rpc: Rpc, call: Call, status: int) -> None:
+        rpc.call = rpc.job = None
+        self._in_work -= 1
+        self._app.finished(call, status)
 
     def _check_name(self, name: str, version: str) -> None:
         served = self._served
@@ -266,24 +236,19 @@ def _parsed(request: Any, raw: bytes) -> Any:
         raise BadRequest(f"the message is no {request.DESCRIPTOR.name}", kind="malformed") from exc
 
 
-def _headers(context: Any) -> list[tuple[bytes, bytes]]:
-    """Return the metadata of a call as HTTP's headers are kept."""
-    return [(k.encode(), v if isinstance(v, bytes) else v.encode()) for k, v in context.invocation_metadata()]
-
-
-def _trailing(call: Call) -> tuple[tuple[str, str], ...]:
+def _trailing(call: Call) -> Trailing:
     """Return what goes back with every answer: the request id, and whatever else is told of this one."""
-    also = [(name.decode(), value.decode()) for name, value in call.told] if call.told else ()
-    return (("x-request-id", call.request_id), *also)
+    if not call.told:
+        return (("x-request-id", call.request_id),)
+    return (
+        ("x-request-id", call.request_id),
+        *((name.decode(), value.decode()) for name, value in call.told),
+    )
 
 
-def _status_of(exc: Exception) -> int:
-    return 404 if isinstance(exc, _NotServed) else status_of(exc)
-
-
-async def _refuse(call: Call, exc: Exception, context: Any) -> NoReturn:
-    """Answer *call* with what went wrong; gRPC wants it raised."""
-    status = _status_of(exc)
+def _refuse(rpc: Rpc, call: Call, exc: Exception) -> int:
+    """Answer with what went wrong; return its status."""
+    status = 404 if isinstance(exc, _NotServed) else status_of(exc)
     if status == 500:
         _log.error("request %s failed\n%s", call.request_id, stack(exc))
     told = f"internal error; the server's log has it under request id {call.request_id}"
@@ -292,5 +257,5 @@ async def _refuse(call: Call, exc: Exception, context: Any) -> NoReturn:
     trailing = _trailing(call)
     if isinstance(exc, Overloaded):
         trailing = (*trailing, ("grpc-retry-pushback-ms", str(exc.retry_after * 1000)))
-    await context.abort(_CODES.get(status, grpc.StatusCode.INVALID_ARGUMENT), told, trailing)
-    raise AssertionError("gRPC goes on after an abort")
+    rpc.refuse(_CODES.get(status, grpc.StatusCode.INVALID_ARGUMENT), told, trailing)
+    return status
