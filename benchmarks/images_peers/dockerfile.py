@@ -77,8 +77,9 @@ class Docker:
 
 
 def remove_images(pattern: str) -> None:
-    """Remove the engine's images whose name fits *pattern*."""
-    listing = ["docker", "images", "--format", "{{.Repository}}:{{.Tag}}", "--filter", f"reference={pattern}"]
+    """Remove the engine's images whose name fits *pattern*; those that were pulled by digest have no tag."""
+    name = '{{.Repository}}{{if eq .Tag "<none>"}}@{{.Digest}}{{else}}:{{.Tag}}{{end}}'
+    listing = ["docker", "images", "--digests", "--format", name, "--filter", f"reference={pattern}"]
     names = subprocess.run(listing, capture_output=True, text=True, check=False).stdout.split()
     if names:
         subprocess.run(["docker", "rmi", "--force", *names], capture_output=True, check=False)

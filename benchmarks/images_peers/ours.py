@@ -113,7 +113,7 @@ class Ours:
 
     def elsewhere(self, work: Work) -> str:
         """Return the digest of the first model's image from a second clone, with new caches and a copied package."""
-        source = clone(work.root / "clone-2", work.log(self.name))
+        source = clone(work.root / "clone-2", work.log(self.name), of=self._source)
         package = work.root / "copied-package"
         shutil.copytree(work.models[0], package, copy_function=shutil.copyfile)
         name = work.repository(self.name, 1).partition("/")[2]
@@ -137,7 +137,7 @@ class Ours:
         self.end()
 
 
-def clone(into: Path, log: Path) -> Path:
-    """Return a fresh clone of this repository, which holds what is committed."""
-    run(["git", "clone", "--quiet", "--no-hardlinks", str(ROOT), str(into)], log)
+def clone(into: Path, log: Path, *, of: Path = ROOT) -> Path:
+    """Return a fresh clone of the repository *of*, which holds what is committed there."""
+    run(["git", "clone", "--quiet", "--no-hardlinks", str(of), str(into)], log)
     return into

@@ -60,9 +60,8 @@ class Docker:
                 told.result = f"{plan.repository}, {build.log.steps} steps"
             try:
                 return deliver(engine, plan, image, to, sent=build.sent)
-            except BaseException:
-                engine.remove_untagged(image)
-                raise
+            finally:
+                engine.remove_untagged(image)  # it went elsewhere, or nowhere
 
 
 def exported(

@@ -54,7 +54,10 @@ class BuildEngine(Engine):
 
     @contextmanager
     def naming(self, image: str, name: str) -> Iterator[None]:
-        """Give an image a name; if the block fails, the name means again what it meant before."""
+        """Give an image a name; if the block fails, the name means again what it meant before.
+
+        An image that had no other name is then removed.
+        """
         before = self.image(name)
         with self._translated(f"name an image {name}"):
             self._api.tag(image, *_split(name))
@@ -66,7 +69,7 @@ class BuildEngine(Engine):
                 if before:
                     self._api.tag(before.id, *_split(name))
                 else:
-                    self._api.remove_image(name, noprune=True)
+                    self._api.remove_image(name)
             raise
         if before and before.id != image:
             self.remove_untagged(before.id)

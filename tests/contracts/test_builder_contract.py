@@ -244,7 +244,7 @@ def test_an_interrupt_leaves_nothing_and_the_next_build_goes_on(make_builder, fr
     before = leftovers(engine)
     with events.reporting_to(interrupt_at(when)), pytest.raises(KeyboardInterrupt):
         make_builder().build(fresh, Destination(place="registry", registry=registry))
-    assert leftovers(engine) == before
+    assert leftovers(engine) <= before
     with registries.connect(registry) as client:
         assert fresh.tag not in client.tags(fresh.repository)
     image = make_builder().build(fresh, Destination(place="registry", registry=registry))
@@ -263,7 +263,9 @@ def interrupt_at(step):
     return report
 
 
-def test_nothing_is_left_beside_the_image(make_builder, fresh, engine, registry):
+@pytest.mark.parametrize("place", ["registry", "archive"])
+def test_nothing_is_left_beside_the_image(make_builder, fresh, engine, registry, tmp_path, place):
     before = leftovers(engine)
-    make_builder().build(fresh, Destination(place="registry", registry=registry))
-    assert leftovers(engine) == before
+    to = Destination(place=place, registry=registry, path=tmp_path / "image.tar")
+    make_builder().build(fresh, to)
+    assert leftovers(engine) <= before

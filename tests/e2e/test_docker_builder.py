@@ -47,7 +47,7 @@ def test_a_step_that_fails_says_which_and_what_it_wrote_and_leaves_nothing(fresh
         "of the Dockerfile failed: RUN echo about to fail && exit 3\nabout to fail\n" in caught.value.message
     )
     assert "non-zero code: 3" in caught.value.message
-    assert leftovers(engine) == before
+    assert leftovers(engine) <= before
     assert not engine.images.list(fresh.repository)
 
 
@@ -88,7 +88,7 @@ def test_the_exported_directory_is_built_by_docker_alone(fresh, engine, tmp_path
         into.mkdir()
         (into / "secret.env").write_text("PASSWORD=hunter2")
     context.export(exported(fresh), into)
-    name = f"{fresh.repository}:by-hand"
+    name, before = f"{fresh.repository}:by-hand", leftovers(engine)
     built = subprocess.run(
         ["docker", "build", "--quiet", "--tag", name, str(into)],
         env={**os.environ, "DOCKER_BUILDKIT": "0"},
@@ -101,7 +101,8 @@ def test_the_exported_directory_is_built_by_docker_alone(fresh, engine, tmp_path
         assert engine.images.get(name).id == image.id  # the very same: the engine took all from its cache
         assert "secret" not in json.dumps(engine.images.get(name).history())
     finally:
-        forget(engine, fresh.repository)
+        for image in leftovers(engine) - before:  # docker build leaves the end of each stage
+            engine.api.remove_image(image)
 
 
 @pytest.mark.filterwarnings(
@@ -124,7 +125,7 @@ def test_a_registry_that_is_not_there_leaves_no_tag(fresh, engine):
         tag for image in engine.api.images() for tag in image["RepoTags"] or () if fresh.repository in tag
     ]
     assert names == [f"{CACHE}:{fresh.repository}"]
-    assert leftovers(engine) == before
+    assert leftovers(engine) <= before
 
 
 @pytest.fixture

@@ -44,10 +44,8 @@ def leftovers(engine):
     """Images without a name, and containers, that a build has left for somebody to clear up."""
     dangling = [image["Id"] for image in engine.api.images(filters={"dangling": True})]
     containers = engine.api.containers(all=True)
-    return (
-        {image for image in dangling if any(_is_of_a_build(how) for how in _history(engine, image))},
-        {container["Id"] for container in containers if _is_of_a_build(container["Command"])},
-    )
+    images = {image for image in dangling if any(_is_of_a_build(how) for how in _history(engine, image))}
+    return images | {container["Id"] for container in containers if _is_of_a_build(container["Command"])}
 
 
 def _history(engine, image):

@@ -19,7 +19,6 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Self
 
-from mlopsnb.images.environment import probe
 from mlopsnb.images.environment.tools import clean
 
 if TYPE_CHECKING:
@@ -28,6 +27,8 @@ if TYPE_CHECKING:
 
 _PASSED_ON = ("PATH", "LD_LIBRARY_PATH")
 """What the interpreter may need to start at all; of the rest a model in a container knows nothing either."""
+
+PROBE = Path(__file__).with_name("probe.py")
 
 _lock = Lock()
 _resting: list[Prober] = []
@@ -105,7 +106,7 @@ class Prober:
         env = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         with (self._home / "said").open("wb") as said:
             self._process = subprocess.Popen(  # noqa: S603  our own script
-                [self._python, "-I", "-S", probe.__file__],
+                [self._python, "-I", "-S", PROBE],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=said,

@@ -25,9 +25,9 @@ from mlopsnb import manifest, plugins
 from mlopsnb.events import StepLog, step
 from mlopsnb.images import contents
 from mlopsnb.images.cache import Store
-from mlopsnb.images.environment import Bytecode, Environment, kernel, probe
+from mlopsnb.images.environment import Bytecode, Environment, kernel
 from mlopsnb.images.environment.kernel import canonical
-from mlopsnb.images.environment.prober import Prober, take
+from mlopsnb.images.environment.prober import PROBE, Prober, take
 from mlopsnb.images.environment.request import here, minor
 from mlopsnb.images.errors import Incomplete, storing
 from mlopsnb.images.planning import site_packages
@@ -121,7 +121,7 @@ class Proof:
 
     def _digest(self, environment: Environment, files: Sequence[File]) -> str:
         """Name what compiled modules depend on, and so what all models in this environment share."""
-        ours = Path(probe.__file__).read_bytes()
+        ours = PROBE.read_bytes()
         return _hash(
             *(_FORMAT, environment.root.parent.name, environment.lock.digest, self._place),
             *(platform.python_version(), sys.implementation.cache_tag or "", self._python),
