@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["builder", "format", "tracker", "target"]
 
-_BUILT_IN = {
+BUILT_IN = {
     ("format", "onnx"): "mlopsnb.formats.onnx:Onnx",
     ("format", "savedmodel"): "mlopsnb.formats.savedmodel:SavedModel",
     ("format", "torch_export"): "mlopsnb.formats.torch_export:TorchExport",
@@ -40,7 +40,7 @@ def find(kind: Kind, name: str) -> EntryPoint:
 
 def create(kind: Kind, name: str, /, **options: object) -> Any:
     """Load the back end *name* and make one, or raise `UnknownBackend`."""
-    if (kind, name) in _BUILT_IN:
-        module, _, attribute = _BUILT_IN[kind, name].partition(":")
+    if (kind, name) in BUILT_IN:
+        module, _, attribute = BUILT_IN[kind, name].partition(":")
         return getattr(import_module(module), attribute)(**options)
     return find(kind, name).load()(**options)

@@ -23,6 +23,7 @@ What can go wrong while an image is made and brought to where it is needed:
     + WrongPlatform        another architecture or operating system
   x Unresolvable           no set of versions satisfies what is required
   x NoWheel                a package that has no wheel for the platform
+  x IndexFailed            the index of packages cannot be reached, or refused
   x Incomplete             the environment cannot load the model, or it answers otherwise
   x TooLarge               the image is over its `max_size`
 * UserError
@@ -236,6 +237,10 @@ class NoWheel(BuildError):
             "in PIP_FIND_LINKS",
         )
         self.package = package
+
+
+class IndexFailed(BuildError):
+    """The index of packages cannot be reached, or refused."""
 
 
 class Incomplete(BuildError):

@@ -9,7 +9,7 @@ from mlopsnb import plugins
 
 def test_what_is_known_without_asking_is_what_our_entry_points_say():
     ours = {ep.name: ep.value for ep in distribution("mlopsnb").entry_points if ep.group == "mlopsnb.formats"}
-    assert {name: value for (kind, name), value in plugins._BUILT_IN.items() if kind == "format"} == ours
+    assert {name: value for (kind, name), value in plugins.BUILT_IN.items() if kind == "format"} == ours
 
 
 def test_a_built_in_format_is_made_without_asking_the_installation():
