@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from fake_registry import FakeRegistry
 from served_plans import EXAMPLE, WEIGHTS, make_package
-from surroundings import until_ready
+from surroundings import restricted_pod, until_ready
 from tiny_base import put_base
 
 import mlopsnb as ml
@@ -212,6 +212,38 @@ def test_weights_are_kept_in_an_image_of_their_own(fake, build):
     assert (again.digest, again.weights, again.sent) == (image.digest, image.weights, 0)
 
 
+def asked(url, name):
+    """Return what the server of the model *name* says to the example."""
+    inputs = [{"name": "x", "shape": [3, 4], "datatype": "FP32", "data": EXAMPLE.ravel().tolist()}]
+    said = httpx.post(f"{url}/v2/models/{name}/infer", json={"inputs": inputs}).json()
+    return np.reshape(said["outputs"][0]["data"], (3, 2))
+
+
+@pytest.mark.cluster
+@pytest.mark.registry
+def test_a_pod_fetches_the_weights_in_an_init_container(cluster, registry, base_image, package):
+    name = f"test-weights-{uuid.uuid4().hex[:8]}"
+    image = ml.build(package, name=name, base=base_image, registry=registry, separate_weights=True)
+    spec = restricted_pod(image.reference)
+    spec["securityContext"]["fsGroup"] = 65532
+    spec["volumes"] = [{"name": "weights", "emptyDir": {}}]
+    server = spec["containers"][0]
+    mount = {"name": "weights", "mountPath": "/mnt/models"}
+    server["volumeMounts"] = [{**mount, "readOnly": True}]
+    spec["initContainers"] = [
+        {
+            "name": "weights",
+            "image": image.weights,
+            "securityContext": server["securityContext"],
+            "volumeMounts": [mount],
+        }
+    ]
+    with cluster.pod(name, spec):
+        cluster("wait", "--for=condition=Ready", f"pod/{name}", "--timeout=120s")
+        with cluster.forwarded(name, 8080) as port:
+            assert np.allclose(asked(f"http://127.0.0.1:{port}", name), EXAMPLE @ WEIGHTS)
+
+
 @pytest.mark.engine
 def test_an_image_without_its_weights_runs_once_they_are_mounted(engine, base_image, package):
     name = f"weights-{uuid.uuid4().hex[:8]}"
@@ -237,13 +269,7 @@ def test_an_image_without_its_weights_runs_once_they_are_mounted(engine, base_im
             server.reload()
             port = server.attrs["NetworkSettings"]["Ports"]["8080/tcp"][0]["HostPort"]
             until_ready(f"http://127.0.0.1:{port}/ready")
-            asked = {
-                "inputs": [
-                    {"name": "x", "shape": [3, 4], "datatype": "FP32", "data": EXAMPLE.ravel().tolist()}
-                ]
-            }
-            said = httpx.post(f"http://127.0.0.1:{port}/v2/models/{name}/infer", json=asked).json()
-            assert np.allclose(np.reshape(said["outputs"][0]["data"], (3, 2)), EXAMPLE @ WEIGHTS)
+            assert np.allclose(asked(f"http://127.0.0.1:{port}", name), EXAMPLE @ WEIGHTS)
         finally:
             server.remove(force=True)
     finally:
