@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from mlopsnb.deployment import check_name
 from mlopsnb.errors import UserError
 from mlopsnb.events import step
 from mlopsnb.images import attestations, destinations, lineage, memo, sbom, scanning, sizes, weights, wish
-from mlopsnb.images.ahead import measure, pack_ahead
+from mlopsnb.images.ahead import measure, pack_only
 from mlopsnb.images.base import inspect
 from mlopsnb.images.cache import Store
 from mlopsnb.images.contents import code_files, package_files, runtime_files
@@ -30,6 +30,7 @@ from mlopsnb.images.environment.locking import resolve
 from mlopsnb.images.environment.prove import Proof
 from mlopsnb.images.environment.roots import roots
 from mlopsnb.images.errors import storing
+from mlopsnb.images.oci import Oci, send_ahead
 from mlopsnb.images.planning import plan_image
 from mlopsnb.packages import export as export_model
 from mlopsnb.packages import fetch, find, pick_format
@@ -143,13 +144,16 @@ def build(
             _scan(asked, image.lock, image.base)
             return _loaded(image, name, load)
         artifact = found if isinstance(found, Artifact) else fetch(found, Path(scratch) / "package")
-        plan = _plan(asked, name, found, artifact, store)
+        certain = export is None and asked.budget is None and isinstance(maker, Oci)
+        ahead = partial(send_ahead, to=to, name=name) if certain and to.place == "registry" else pack_only
+        plan, sent = _plan(asked, name, found, artifact, store, ahead)
         if asked.budget is not None:
             sizes.check_budget(measure(plan, store), plan.lock, asked.budget)
         if export is not None:
             return _dockerfile(plan, Path(export).expanduser().absolute(), apt=apt, steps=steps)
         _make_room(to)
         image = _made(plan, to, maker)
+        image = replace(image, sent=image.sent + sent)
         attestations.attest(image, key_to_sign)
         memo.remember(store, key, image)
         return _loaded(image, name, load)
@@ -223,9 +227,17 @@ def _unchanged(store: Store, key: str) -> Image | None:
 
 
 def _plan(
-    asked: Wish, name: str, found: Artifact | ModelVersion, artifact: Artifact, store: Store
-) -> ImagePlan:
-    """Decide what the image is, from what it has to hold and what was found to work; what is packed early stays."""
+    asked: Wish,
+    name: str,
+    found: Artifact | ModelVersion,
+    artifact: Artifact,
+    store: Store,
+    ahead: Callable[..., int],
+) -> tuple[ImagePlan, int]:
+    """Decide what the image is, from what it has to hold and what was found to work.
+
+    While that is found out, *ahead* packs, and may send, the layers that are certain; what it sent is returned too.
+    """
     described = manifest.read(artifact.path)
     manifest.verify(artifact.path, described)
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -251,8 +263,8 @@ def _plan(
     )
     early = [layer for layer in draft(bytecode=Bytecode(files={})).layers if layer.kind in _EARLY]
     with Proof(environment, artifact.path, code_paths=asked.code_paths) as proof:
-        pack_ahead(early, store)
-        return draft(bytecode=proof.result())
+        sent = ahead(early, store=store)
+        return draft(bytecode=proof.result()), sent
 
 
 def _scan(asked: Wish, lock: Lock, base: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from images_peers.common import Built, CannotBuild, Work, run
+from mlopsnb.images.wish import native_platform
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -19,8 +20,18 @@ import json, sys, time
 from pathlib import Path
 import torch
 import mlopsnb as ml
+from mlopsnb.images import base
+from mlopsnb.images.cache import Store
+from mlopsnb.settings import settings
+
 for line in sys.stdin:
     asked = json.loads(line)
+    if "pull" in asked:
+        python = f"{sys.version_info.major}.{sys.version_info.minor}"
+        store = Store(settings().cache_dir / "images")
+        base.inspect(asked["pull"], platform=asked["platform"], python=python, store=store)
+        print("{}", flush=True)
+        continue
     package = Path(asked.pop("package"))
     start = time.perf_counter()
     try:
@@ -51,9 +62,16 @@ class Kernel:
 
     def build(self, package: Path, **options: Any) -> dict[str, Any]:
         """Build *package* with these options of `mlopsnb.build`; return what it says of it."""
+        return self._ask({"package": str(package), **options})
+
+    def pull(self, base: str) -> None:
+        """Look *base* up and note its Python, as an engine that is used every day has the base pulled."""
+        self._ask({"pull": base, "platform": native_platform()})
+
+    def _ask(self, what: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps({"package": str(package), **options}) + "\n")
+        self._process.stdin.write(json.dumps(what) + "\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
         said: dict[str, Any] = json.loads(line) if line else {"error": f"it ended (log: {self._log})"}
@@ -69,7 +87,8 @@ class Kernel:
 
 
 class Ours:
-    """The builder `oci`, from a fresh clone, without the engine. A cold build has an empty cache of its own."""
+    """The builder `oci`, from a fresh clone, without the engine. A cold build has an empty
+    cache of its own, but for what the base is."""
 
     name = "mlopsnb"
 
@@ -95,6 +114,7 @@ class Ours:
         """Build the first model with an empty cache."""
         self.end()
         self._kernel = self._start(work, str(round_))
+        self._kernel.pull(work.base)
         return self._build(work, round_, 0)
 
     def changed(self, work: Work, round_: int, model: int) -> Built:

@@ -34,6 +34,12 @@ def pack_ahead(layers: Sequence[Layer], store: Store) -> list[ImageLayer]:
         return [pack(layer, store, threads, on_bytes=on_bytes).layer for layer in layers]
 
 
+def pack_only(layers: Sequence[Layer], *, store: Store) -> int:
+    """Pack *layers* and send nothing: 0 bytes."""
+    pack_ahead(layers, store)
+    return 0
+
+
 def measure(plan: ImagePlan, store: Store) -> list[ImageLayer]:
     """Return the layers of *plan* as they will be stored, bottom to top, the base's included."""
     return [*base_layers(plan.base), *pack_ahead(plan.layers, store)]
