@@ -29,7 +29,8 @@ _LONGEST = 1500
 
 def failed(said: str, request: Request) -> BuildError:
     """Return what it means that uv said *said* when it was asked for *request*."""
-    text = " ".join(_FRAME.sub(" ", said).split())
+    lines = (line for line in _FRAME.sub(" ", said).splitlines() if not line.startswith("warning:"))
+    text = " ".join("\n".join(lines).split())
     if _FULL.search(text):
         return DiskFull("the cache of packages")
     because = _BECAUSE.search(text)

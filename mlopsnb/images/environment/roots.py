@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from mlopsnb.errors import BuildError, UserError
 from mlopsnb.images.environment import kernel
 from mlopsnb.images.environment.kernel import canonical
+from mlopsnb.images.environment.tools import clean
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -64,8 +65,9 @@ def _parsed(text: str, where: str) -> Requirement:
         requirement = Requirement(text)
     except InvalidRequirement as exc:
         raise UserError(
-            f"{where}: {text!r} is no requirement: {str(exc).splitlines()[0]}", hint="give NAME==VERSION"
-        ) from exc
+            f"{where}: {clean(text)!r} is no requirement: {str(exc).splitlines()[0]}",
+            hint="give NAME==VERSION",
+        ) from None
     if requirement.url:
         raise UserError(
             f"{where}: {requirement.name} is asked for by its address, which an image cannot be built from again",
