@@ -254,19 +254,27 @@ ASKED = request(["a"], installed={"numpy": "1.0"}, platform="linux/amd64", pytho
     ("said", "kind", "words"),
     [
         (
-            "  × No solution found when resolving dependencies:\n  ╰─▶ Because x==1 depends on numpy>=2 and you\n"
-            "      require x==1, we can conclude that your requirements are unsatisfiable.",
+            (
+                "  \u00d7 No solution found when resolving dependencies:\n  ╰─▶ Because x==1 depends on numpy>=2 and you\n"
+                "      require x==1, we can conclude that your requirements are unsatisfiable."
+            ),
             Unresolvable,
-            "Because x==1 depends on numpy>=2 and you require x==1, we can conclude that your requirements are"
-            " unsatisfiable. Held to what is installed here: numpy==1.0.",
+            (
+                "Because x==1 depends on numpy>=2 and you require x==1, we can conclude that your requirements are"
+                " unsatisfiable. Held to what is installed here: numpy==1.0."
+            ),
         ),
         (
-            "error: No solution found\n  cause: Because only x==1 is available and x==1 has no wheels with a matching"
-            " platform tag (e.g., `manylinux_2_28_x86_64`), we can conclude.\n\nhint: Wheels are available for `x` (v1)"
-            " on the following platform: `win_amd64`",
+            (
+                "error: No solution found\n  cause: Because only x==1 is available and x==1 has no wheels with a matching"
+                " platform tag (e.g., `manylinux_2_28_x86_64`), we can conclude.\n\nhint: Wheels are available for `x` (v1)"
+                " on the following platform: `win_amd64`"
+            ),
             NoWheel,
-            "x==1 has no wheel for linux/amd64 and Python 3.11; found Wheels are available for `x` (v1) on the following"
-            " platform: `win_amd64`",
+            (
+                "x==1 has no wheel for linux/amd64 and Python 3.11; found Wheels are available for `x` (v1) on the following"
+                " platform: `win_amd64`"
+            ),
         ),
         ("error: failed to write\n  cause: No space left on device (os error 28)", DiskFull, "no space left"),
         (
@@ -287,9 +295,11 @@ def test_what_uv_says(said, kind, words):
     ("said", "kind", "words"),
     [
         (
-            "ERROR: Cannot install a and b because these package versions have conflicting dependencies.\n\n"
-            "The conflict is caused by:\n    a 1.0 depends on numpy<2\n    The user requested (constraint) numpy==1.0\n\n"
-            "To fix this you could try to:",
+            (
+                "ERROR: Cannot install a and b because these package versions have conflicting dependencies.\n\n"
+                "The conflict is caused by:\n    a 1.0 depends on numpy<2\n    The user requested (constraint) numpy==1.0\n\n"
+                "To fix this you could try to:"
+            ),
             Unresolvable,
             "a 1.0 depends on numpy<2; The user requested (constraint) numpy==1.0.",
         ),
@@ -304,8 +314,10 @@ def test_what_uv_says(said, kind, words):
             "x has no",
         ),
         (
-            "WARNING: Retrying after connection broken\nERROR: Could not find a version that satisfies the requirement x"
-            " (from versions: none)",
+            (
+                "WARNING: Retrying after connection broken\nERROR: Could not find a version that satisfies the requirement x"
+                " (from versions: none)"
+            ),
             IndexFailed,
             "connection broken",
         ),
