@@ -9,6 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mlopsnb.building import build as build
+    from mlopsnb.cleaning import Cleanup as Cleanup
+    from mlopsnb.cleaning import cleanup as cleanup
     from mlopsnb.deployment import Deployment as Deployment
     from mlopsnb.deployment import deployments as deployments
     from mlopsnb.deployment import get as get
@@ -27,10 +30,11 @@ if TYPE_CHECKING:
     from mlopsnb.errors import UnsupportedModel as UnsupportedModel
     from mlopsnb.errors import UserError as UserError
     from mlopsnb.flow import deploy as deploy
-    from mlopsnb.flow import export as export
     from mlopsnb.flow import log as log
+    from mlopsnb.images.image import Image as Image
     from mlopsnb.monitoring import DriftReport as DriftReport
     from mlopsnb.monitoring import drift as drift
+    from mlopsnb.packages import export as export
     from mlopsnb.records import Artifact as Artifact
     from mlopsnb.records import ModelVersion as ModelVersion
     from mlopsnb.records import Signature as Signature
@@ -39,14 +43,18 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "mlopsnb.building": ("build",),
+    "mlopsnb.cleaning": ("Cleanup", "cleanup"),
     "mlopsnb.deployment": ("Deployment", "deployments", "get"),
     "mlopsnb.errors": (
         *("BuildError", "DeployError", "ExportError", "GateRejected", "InvalidSettings", "MissingExtra"),
         *("MlopsnbError", "NotReady", "ParityError", "StepError", "TrackingError", "UnknownBackend"),
         *("UnsupportedModel", "UserError"),
     ),
-    "mlopsnb.flow": ("deploy", "export", "log"),
+    "mlopsnb.flow": ("deploy", "log"),
+    "mlopsnb.images.image": ("Image",),
     "mlopsnb.monitoring": ("DriftReport", "drift"),
+    "mlopsnb.packages": ("export",),
     "mlopsnb.records": ("Artifact", "ModelVersion", "Signature", "TensorSpec"),
 }
 _PUBLIC = {name: home for home, names in _HOMES.items() for name in names}

@@ -30,13 +30,16 @@ _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _RESTORED = "what served before serves on"
 
 
-def check_name(name: object) -> str:
-    """Return *name* if every target can carry it: a DNS label (RFC 1123), 63 letters, digits and hyphens at most."""
+def check_name(name: object, *, of: str = "a deployment") -> str:
+    """Return *name* if every target can carry it: a DNS label (RFC 1123), 63 letters, digits and hyphens at most.
+
+    *of* is what bears it, for the message.
+    """
     if isinstance(name, str) and _NAME.fullmatch(name):
         return name
     proposed = re.sub(r"[^a-z0-9]+", "-", str(name).lower()).strip("-")[:63].strip("-")
     raise UserError(
-        f"{name!r} cannot name a deployment: lower-case letters, digits and hyphens only, 63 at most",
+        f"{name!r} cannot name {of}: lower-case letters, digits and hyphens only, 63 at most",
         hint=f"for example name={proposed!r}" if proposed else "for example name='my-model'",
     )
 

@@ -20,6 +20,8 @@ Step = Literal[
     "prove",
     "pack",
     "upload",
+    "scan",
+    "sign",
     "start",
     "check",
     "route",

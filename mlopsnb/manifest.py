@@ -130,6 +130,13 @@ def _parity(data: dict[str, Any]) -> ParityReport:
 def verify(package: Path, manifest: Manifest) -> None:
     """Compare the files of *package* with their digests; `BadPackage` names each that is missing or changed."""
     found = file_digests(package)
+    apart = [name for name in manifest.files if name not in found and (package / name).is_symlink()]
+    if apart:
+        place = (package / apart[0]).readlink()
+        raise BadPackage(
+            f"the weights of {package} are kept apart, and {place} is not there",
+            hint="mount them there, or run the image of the weights first, with a volume in that place",
+        )
     problems = [f"{name} is missing" for name in manifest.files if name not in found]
     problems += [f"{name} was changed" for name, d in manifest.files.items() if found.get(name, d) != d]
     problems += [f"{name} does not belong there" for name in found if name not in manifest.files]

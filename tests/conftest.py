@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import shutil
 import subprocess
 from functools import cache, partial
 from pathlib import Path
 
 import pytest
+from built_images import fresh, parts
+from surroundings import Kubectl, docker_registry
 
 from mlopsnb.targets.process import Process
 
@@ -38,12 +41,19 @@ def _no_client(name: str) -> str:
     return f"no .venv/{name}; .ci/run shows how it is made"
 
 
+__all__ = ["fresh", "parts"]
+
 MISSING = {
     "browser": _no_browser,
     "cluster": cache(lambda: _silent("kubectl", "get", "--raw", "/readyz")),
     "fuzz": lambda: "" if importlib.util.find_spec("atheris") else "the package atheris is not installed",
     "engine": cache(lambda: _silent("docker", "version")),
     "kserve": partial(_no_client, "kserve"),
+    "sigstore": lambda: (
+        ""
+        if (VENVS / "sigstore" / "node_modules").exists()
+        else "no .venv/sigstore; .ci/run shows how it is made"
+    ),
     "registry": lambda: "" if shutil.which("docker-registry") else "no docker-registry on the PATH",
     "skopeo": lambda: "" if shutil.which("skopeo") else "no skopeo on the PATH",
     "triton": partial(_no_client, "triton"),
@@ -70,10 +80,21 @@ def pytest_runtest_setup(item):
             pytest.skip(f"{marker}: {reason}")
 
 
+SURROUNDINGS = {
+    name: value
+    for name, value in os.environ.items()
+    if name.startswith("MLOPSNB_TEST_") or name in ("MLOPSNB_BASE_IMAGE", "MLOPSNB_REQUIRE")
+}
+"""What tests are told of the machine: MLOPSNB_TEST_REGISTRY (HOST:PORT), MLOPSNB_TEST_CONTEXT, MLOPSNB_BASE_IMAGE.
+
+The base image is a setting as well, and no test shall see that one.
+"""
+
+
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
     """Directories, MLflow store and working directory of this test alone; what it left running is ended."""
-    for name in [n for n in os.environ if n.startswith(("MLOPSNB_", "MLFLOW_")) and n != "MLOPSNB_REQUIRE"]:
+    for name in [n for n in os.environ if n.startswith(("MLOPSNB_", "MLFLOW_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("MLOPSNB_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.setenv("MLOPSNB_CACHE_DIR", str(tmp_path / "cache"))
@@ -90,3 +111,36 @@ def _end_all(target: Process) -> None:
 
     for name in target.names():
         target.apply(name, Forget(), timeout=10)
+
+
+@pytest.fixture(scope="session")
+def base_image():
+    """The image that serving images stand on in tests: this Python's minor version."""
+    minor = ".".join(platform.python_version_tuple()[:2])
+    return SURROUNDINGS.get("MLOPSNB_BASE_IMAGE", f"python:{minor}-slim")
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory):
+    """The host of a registry that the engine and the cluster can reach; one is started if none is named."""
+    if "MLOPSNB_TEST_REGISTRY" in SURROUNDINGS:
+        yield SURROUNDINGS["MLOPSNB_TEST_REGISTRY"]
+    else:
+        with docker_registry(tmp_path_factory.mktemp("registry")) as host:
+            yield host
+
+
+@pytest.fixture(scope="session")
+def engine():
+    """docker-py's client of the engine."""
+    import docker
+
+    client = docker.from_env()
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """kubectl in the context of somebody who may work in one namespace and not more, if there is such a context."""
+    return Kubectl.of(SURROUNDINGS.get("MLOPSNB_TEST_CONTEXT", ""))

@@ -5,6 +5,7 @@ The CPU alone; one thread unless more are asked for, and none that spins while i
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from mlopsnb.extras import need
@@ -22,6 +23,9 @@ _FATAL = 4
 
 def open_session(file: Path, *, threads: int = 0) -> Any:
     """Return an `InferenceSession` on *file* whose calls use *threads* threads; 0 leaves that to ONNX Runtime."""
+    os.environ.setdefault(
+        "ORT_DISABLE_TELEMETRY", "1"
+    )  # it looks for a place to keep an id as it is imported
     ort = need("onnxruntime", extra="onnx")
     ort.set_default_logger_severity(_FATAL)
     ort.disable_telemetry_events()

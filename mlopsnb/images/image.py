@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from mlopsnb.images.environment.diff import Diff
     from mlopsnb.images.lock import Lock
     from mlopsnb.images.plan import Kind
 
@@ -47,7 +48,8 @@ class Image:
 
     `reference` names it by digest where the place allows (`ghcr.io/team/fraud@sha256:…`), so what is deployed is what
     was built; `tagged` is the same by its tag, for people. `digest` is that of the manifest, `id` that of the
-    configuration, by which an engine knows it. `sent` are the bytes that this build had to send.
+    configuration, by which an engine knows it. `sent` are the bytes that this build had to send. `weights` names the
+    image that holds the weights which this one does not, if there is one.
     """
 
     reference: str
@@ -63,8 +65,27 @@ class Image:
     package_digest: str
     labels: Mapping[str, str] = field(default_factory=dict)
     sent: int = 0
+    weights: str = ""
+
+    def sbom(self) -> dict[str, Any]:
+        """Return the bill of materials, as CycloneDX 1.6 has it in JSON; in a registry it lies beside the image."""
+        from mlopsnb.images.sbom import bill
+
+        return bill(
+            name=self.labels.get("org.opencontainers.image.title", "image"),
+            tag=self.tagged.rpartition(":")[2],
+            base=self.labels.get("org.opencontainers.image.base.name", self.base),
+            base_digest=self.labels.get("org.opencontainers.image.base.digest", ""),
+            lock=self.lock,
+        )
 
     @property
     def size(self) -> int:
         """Bytes of all layers as they are stored and sent, the base's included."""
         return sum(layer.size for layer in self.layers)
+
+    def diff(self) -> Diff:
+        """Return where the packages of this image differ from those of the notebook as it is now."""
+        from mlopsnb.images.environment.diff import diff
+
+        return diff(self.lock)

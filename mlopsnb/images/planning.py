@@ -111,7 +111,14 @@ def plan_image(
         weights=tuple(_own_layer(f, f"{WEIGHTS}/{f.path}") for f in sorted(outside, key=_by_path)),
         labels=every,
     )
-    return replace(plan, tag=_tag(version, plan.digest))
+    plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", version)[:100]
+    return retagged(plan, f"v{plain}" if plain else "")
+
+
+def retagged(plan: ImagePlan, prefix: str) -> ImagePlan:
+    """Return *plan* with its tag, `v3-1a2b3c4`: *prefix*, if there is one, and what tells two builds of it apart."""
+    build = plan.digest.removeprefix("sha256:")[:7]
+    return replace(plan, tag=f"{prefix}-{build}" if prefix else build)
 
 
 def _labels(name: str, version: str, base: Base, lock: Lock, package_digest: str) -> dict[str, str]:
@@ -334,10 +341,3 @@ def _variables(inherited: Iterable[str]) -> list[str]:
     path = known.get("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
     ours = {"PATH": f"/{VENV}/bin:{path}", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
     return [f"{name}={value}" for name, value in {**known, **ours}.items()]
-
-
-def _tag(version: str, digest: str) -> str:
-    """Return `v3-1a2b3c4`: the version, and what tells two builds of it apart."""
-    build = digest.removeprefix("sha256:")[:7]
-    plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", version)[:100]
-    return f"v{plain}-{build}" if plain else build

@@ -116,7 +116,7 @@ def _settings_offer(before: list[str], fragment: str) -> Offer | None:
 
 
 def _repeats(option: Argument) -> bool:
-    return option.kind in ("numbers", "texts")
+    return option.kind in ("numbers", "texts", "words")
 
 
 def _argument(verb: Verb, before: list[str]) -> Argument | None:
@@ -137,10 +137,11 @@ def _values(
     argument: Argument, names: Mapping[str, Any], deployments: Callable[[], Iterable[str]]
 ) -> tuple[Iterable[str], str]:
     match argument.kind:
-        case "text" if argument.backend is not None:
+        case "text" if argument.backend is not None or argument.choices:
             from mlopsnb.plugins import available
 
-            return available(argument.backend), argument.backend
+            installed = available(argument.backend) if argument.backend else ()
+            return [*argument.choices, *installed], argument.backend or "value"
         case "deployment":
             return [*deployments(), *_variables(names, "Deployment")], "deployment"
         case "source":

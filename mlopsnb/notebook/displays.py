@@ -12,6 +12,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, Protocol
 
+from mlopsnb.images.sizes import size_text
 from mlopsnb.manifest import EXAMPLE_FILE, read_example
 from mlopsnb.notebook.tables import Badge, Code, Row, card, folded, html_table, preformatted, text_table
 
@@ -46,16 +47,6 @@ def spec_text(spec: _Spec) -> str:
     if spec.shape and spec.shape[0] is None:
         axes[0] = "rows"
     return f"{spec.dtype} [{', '.join(axes)}]"
-
-
-def size_text(size: int) -> str:
-    """Return a number of bytes for people: `812 B`, `3.4 MB`."""
-    amount = float(size)
-    for unit in ("B", "kB", "MB", "GB"):
-        if amount < 999.5 or unit == "GB":
-            return f"{amount:.0f} {unit}" if unit == "B" or amount >= 100 else f"{amount:.1f} {unit}"
-        amount /= 1000
-    raise AssertionError("the last unit takes every size")
 
 
 def directory_size(path: Path) -> int | None:

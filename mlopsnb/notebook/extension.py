@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -14,11 +15,14 @@ from mlopsnb.notebook.completion import DeploymentNames, local_names, make_match
 from mlopsnb.notebook.magics import MlopsnbMagics
 
 _RECORDS = {
-    ("mlopsnb.records", "Artifact"): "artifact",
-    ("mlopsnb.records", "ModelVersion"): "version",
-    ("mlopsnb.deployment", "Deployment"): "deployment",
-    ("mlopsnb.deployment", "Deployments"): "deployments",
-    ("mlopsnb.deployment", "History"): "history",
+    ("mlopsnb.records", "Artifact"): "displays.artifact",
+    ("mlopsnb.records", "ModelVersion"): "displays.version",
+    ("mlopsnb.deployment", "Deployment"): "displays.deployment",
+    ("mlopsnb.deployment", "Deployments"): "displays.deployments",
+    ("mlopsnb.deployment", "History"): "displays.history",
+    ("mlopsnb.images.image", "Image"): "image_displays.image",
+    ("mlopsnb.images.environment.diff", "Diff"): "image_displays.diff",
+    ("mlopsnb.cleaning", "Cleanup"): "image_displays.cleanup",
 }
 
 
@@ -91,9 +95,8 @@ def _restore(formatter: Any, kind: Any, before: Any) -> Callable[[], object]:
 
 def _late(function: str) -> Callable[[Any], str]:
     def show(record: Any) -> str:
-        from mlopsnb.notebook import displays
-
-        return getattr(displays, function)(record)  # type: ignore[no-any-return]
+        module, _, name = function.partition(".")
+        return getattr(import_module(f"mlopsnb.notebook.{module}"), name)(record)  # type: ignore[no-any-return]
 
     return show
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["object", "source", "deployment", "text", "int", "float", "numbers", "texts", "flag"]
+Kind = Literal["object", "source", "deployment", "text", "int", "float", "numbers", "texts", "words", "flag"]
 """How an argument is read.
 
 `object` is a Python expression; `source` is one too, or a `models:/…` or `runs:/…` address; `deployment` is a variable
-that holds a deployment, or a name; `numbers` and `texts` are KEY=VALUE, repeatable, or a variable that holds a mapping.
+that holds a deployment, or a name; `numbers` and `texts` are KEY=VALUE, repeatable, or a variable that holds a mapping;
+`words` are repeatable texts.
 """
 
-BackEnd = Literal["format", "target"]
+BackEnd = Literal["builder", "format", "target"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +28,9 @@ class Argument:
     help: str
     backend: BackEnd | None = None
     """The kind of back end whose names are offered as values."""
+
+    choices: tuple[str, ...] = ()
+    """Values that are offered beside those of the back end; the function says what it takes."""
 
     required: bool = False
 
@@ -64,7 +68,12 @@ class Verb:
         return next((o for o in self.options if o.flag == flag), None)
 
 
+LOADS = ("engine", "kind", "minikube", "k3d")
+
 _MODEL = Argument(name="model", kind="object", help="the model: a variable or an expression")
+_WHAT = Argument(
+    name="what", kind="source", help="a model, artifact, model version, models:/… or runs:/… address"
+)
 _DEPLOYMENT = Argument(
     name="deployment", kind="deployment", help="a deployment's name, or a variable that holds one"
 )
@@ -86,7 +95,7 @@ _TARGET = Argument(
 
 EXPORT = Verb(
     name="export",
-    twin="mlopsnb.flow:export",
+    twin="mlopsnb.packages:export",
     summary="Export a model and prove that the export answers as the original does.",
     positionals=(_MODEL,),
     options=(
@@ -118,11 +127,7 @@ DEPLOY = Verb(
     name="deploy",
     twin="mlopsnb.flow:deploy",
     summary="Serve a model. Steps that are missing (export, proof, log) are done first.",
-    positionals=(
-        Argument(
-            name="what", kind="source", help="a model, artifact, model version, models:/… or runs:/… address"
-        ),
-    ),
+    positionals=(_WHAT,),
     options=(
         Argument(
             name="name",
@@ -163,6 +168,79 @@ DEPLOY = Verb(
         "%deploy model",
         "dep = %deploy models:/fraud/3 --target process",
         "%deploy model --example X_test[:5] --dry-run",
+    ),
+)
+
+BUILD = Verb(
+    name="build",
+    twin="mlopsnb.building:build",
+    summary="Build a serving image, with or without a container engine. Steps that are missing are done first.",
+    positionals=(_WHAT,),
+    options=(
+        Argument(
+            name="name", kind="text", help="name of the image; by the variable's or the model's if left out"
+        ),
+        _EXAMPLE,
+        _FORMAT,
+        Argument(
+            name="builder",
+            kind="text",
+            help="how it is built; without an engine if left out",
+            backend="builder",
+            choices=("auto",),
+        ),
+        Argument(
+            name="base", kind="text", help="image to stand on; python:3.X-slim of this kernel if left out"
+        ),
+        Argument(name="registry", kind="text", help="where to push it, such as ghcr.io/team"),
+        Argument(name="push", kind="flag", help="push it to the registry, or fail"),
+        Argument(name="load", kind="text", help="load it into an engine or a local cluster", choices=LOADS),
+        Argument(name="output", kind="text", help="write an OCI layout: a directory, or a .tar"),
+        Argument(
+            name="export",
+            kind="text",
+            help="write a Dockerfile and what it needs to this directory, build nothing",
+        ),
+        Argument(
+            name="platform",
+            kind="text",
+            help="platform it runs on, such as linux/arm64; this machine's if left out",
+        ),
+        Argument(
+            name="accelerator", kind="text", help="cpu or cuda; cpu if left out", choices=("cpu", "cuda")
+        ),
+        Argument(
+            name="requirements",
+            kind="words",
+            help="a package the model needs besides, as pip takes it; repeatable",
+        ),
+        Argument(
+            name="code_paths", kind="words", help="a local module or package the model needs; repeatable"
+        ),
+        Argument(name="max_size", kind="text", help="fail if it is larger when compressed, such as 900MB"),
+        Argument(
+            name="separate_weights",
+            kind="flag",
+            help="keep the model's largest file in an image of its own",
+        ),
+        Argument(
+            name="scan",
+            kind="text",
+            help="fail at a known vulnerability of this severity or graver; needs trivy or grype",
+            choices=("low", "medium", "high", "critical"),
+        ),
+        Argument(name="sign", kind="text", help="file of the private key to sign the image with"),
+        Argument(
+            name="apt", kind="words", help="a Debian package to install first, by an engine; repeatable"
+        ),
+        Argument(
+            name="steps", kind="words", help="an instruction of a Dockerfile to carry out first; repeatable"
+        ),
+    ),
+    examples=(
+        "image = %build model --registry ghcr.io/team",
+        "%build models:/fraud/3 --load engine",
+        "%build artifact --name fraud --output fraud.tar --max-size 900MB",
     ),
 )
 
@@ -239,7 +317,8 @@ DRIFT = Verb(
 )
 
 VERBS: dict[str, Verb] = {
-    v.name: v for v in (EXPORT, LOG_MODEL, DEPLOY, PREDICT, DEPLOYMENTS, LOGS, ROLLBACK, UNDEPLOY, DRIFT)
+    v.name: v
+    for v in (EXPORT, LOG_MODEL, BUILD, DEPLOY, PREDICT, DEPLOYMENTS, LOGS, ROLLBACK, UNDEPLOY, DRIFT)
 }
 
 SETTINGS_VERB = "mlopsnb"

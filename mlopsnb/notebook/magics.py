@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.core.magic import Magics, needs_local_scope, no_var_expand
 
-from mlopsnb.notebook.grammar import DEPLOY, EXPORT, SETTINGS_HELP, SETTINGS_VERB, VERBS, Verb
+from mlopsnb.notebook.grammar import BUILD, DEPLOY, EXPORT, SETTINGS_HELP, SETTINGS_VERB, VERBS, Verb
 from mlopsnb.notebook.parsing import Scope, help_text, parse, read
 from mlopsnb.notebook.splitting import UsageError, split
 from mlopsnb.notebook.views import choose, following
@@ -123,18 +123,18 @@ def twin(verb: Verb) -> Any:
 
 
 def fill_in(verb: Verb, words: Mapping[str, Any], values: dict[str, Any], scope: Scope) -> tuple[str, ...]:
-    """Fill in what `%deploy model` or `%export model` alone leaves out; return what was chosen, for the status card.
+    """Fill in what `%deploy model` and the like alone leave out; return what was chosen, for the status card.
 
-    A model is deployed under its variable's name; its example is the first rows in the notebook that it accepts.
+    A model is deployed or built under its variable's name; its example is the first rows in the notebook that it accepts.
     """
-    if verb not in (DEPLOY, EXPORT):
+    if verb not in (BUILD, DEPLOY, EXPORT):
         return ()
     from mlopsnb.notebook.example_search import find_example, recognised
     from mlopsnb.records import ModelVersion
 
     first = verb.positionals[0].name
     model, word, notes = values[first], words[first], []
-    unnamed = verb is DEPLOY and "name" not in values and not isinstance(model, str | ModelVersion)
+    unnamed = verb is not EXPORT and "name" not in values and not isinstance(model, str | ModelVersion)
     if unnamed and word.isidentifier() and (label := dns_label(word)):
         values["name"] = label
         notes.append(f"name: {label}")

@@ -28,7 +28,7 @@ def overview() -> Overview:
                 "back ends",
                 [
                     (f"{kind}s", ", ".join(available(kind)) or "none")
-                    for kind in ("format", "tracker", "target")
+                    for kind in ("format", "tracker", "builder", "target")
                 ],
             ),
             ("packages", [(name, _version(name)) for name in _PACKAGES]),

@@ -78,7 +78,7 @@ def parse(verb: Verb, line: str) -> dict[str, Any] | None:
         if option.kind == "flag":
             parser.add_argument(option.flag, dest=option.name, action="store_true")
         else:
-            action = "append" if option.kind in ("numbers", "texts") else "store"
+            action = "append" if option.kind in ("numbers", "texts", "words") else "store"
             parser.add_argument(option.flag, dest=option.name, action=action, required=option.required)
     return vars(parser.parse_args(words))
 
@@ -101,8 +101,8 @@ def read(argument: Argument, words: Any, scope: Scope) -> Any:
             return scope.evaluate(words)
         case "source":
             return scope.expand(words) if is_uri(words) else scope.evaluate(words)
-        case "text":
-            return scope.expand(words)
+        case "text" | "words":
+            return [scope.expand(word) for word in words] if argument.kind == "words" else scope.expand(words)
         case "int" | "float":
             return _number(scope.expand(words), argument)
         case "numbers" | "texts":

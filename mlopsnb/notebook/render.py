@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mlopsnb.images.sizes import moved_text
 from mlopsnb.notebook.tables import Badge, card, html_table, unbroken
 
 if TYPE_CHECKING:
@@ -23,7 +24,12 @@ _DOING = {
     "export": "export",
     "verify": "verify against the original",
     "log": "log to the registry",
-    "fetch": "fetch the package",
+    "fetch": "fetch",
+    "resolve": "resolve the environment",
+    "install": "install it",
+    "prove": "prove that it runs the model",
+    "pack": "pack the layers",
+    "upload": "bring them there",
     "start": "start the server",
     "check": "check its answers",
     "route": "route the traffic",
@@ -61,13 +67,13 @@ def to_text(now: Snapshot) -> str:
 def _text_line(step: StepView, width: int) -> str:
     symbol, word = _STATES[step.state]
     parts = [f"  {symbol} {_DOING.get(step.step, step.step):<{width}}", f"{word:<9}", f"{_took(step):>10}"]
-    return "  ".join([*parts, step.message.replace("\n", "\n" + " " * 6)]).rstrip()
+    return "  ".join([*parts, _details(step).replace("\n", "\n" + " " * 6)]).rstrip()
 
 
 def to_html(now: Snapshot) -> str:
     """Return the snapshot as a card that reads well without style and without a kernel."""
     rows = [
-        (unbroken(_DOING.get(s.step, s.step)), Badge(*_STATES[s.state]), unbroken(_took(s)), s.message)
+        (unbroken(_DOING.get(s.step, s.step)), Badge(*_STATES[s.state]), unbroken(_took(s)), _details(s))
         for s in now.steps
     ]
     notes = [(name, value) for name, _, value in (note.partition(": ") for note in now.notes)]
@@ -83,10 +89,18 @@ def _took(step: StepView) -> str:
     return f"{step.fraction:.0%}" if step.fraction is not None else "…"
 
 
+def _details(step: StepView) -> str:
+    if step.done is None:
+        return step.message
+    return ", ".join(filter(None, [step.message, unbroken(moved_text(step.done, step.total))]))
+
+
 def event_line(event: Event, took: float | None) -> str:
     """Return one event as a line, for a terminal where lines are not taken back."""
     symbol, word = _STATES[event.state]
     share = f" {event.fraction:.0%}" if event.fraction is not None else ""
     time = f" in {seconds(took)}" if took is not None else ""
-    told = f": {event.message}" if event.message else ""
+    bytes_moved = moved_text(event.done, event.total) if event.done is not None else ""
+    details = ", ".join(filter(None, [event.message, bytes_moved]))
+    told = f": {details}" if details else ""
     return f"{symbol} {_DOING.get(event.step, event.step)} {word}{share}{time}{told}"

@@ -21,6 +21,9 @@ class StepView:
     ended: float | None = None
     message: str = ""
     fraction: float | None = None
+    done: int | None = None
+    """Bytes that the step has moved, and of how many; None where it moves none, or their number is not known."""
+    total: int | None = None
 
     @property
     def over(self) -> bool:
@@ -54,6 +57,8 @@ def advance(now: Snapshot, event: Event, time: float) -> Snapshot:
             ended=time if over else None,
             message=event.message,
             fraction=event.fraction,
+            done=event.done,
+            total=event.total,
         )
         return replace(now, steps=(*now.steps, new))
     old = now.steps[at]
@@ -64,11 +69,15 @@ def advance(now: Snapshot, event: Event, time: float) -> Snapshot:
         # A success without words takes the place of what was going on; other events keep it.
         message=event.message or ("" if event.state == "succeeded" else old.message),
         fraction=None if over else event.fraction if event.fraction is not None else old.fraction,
+        done=None if over else event.done if event.done is not None else old.done,
+        total=None if over else event.total if event.done is not None else old.total,
     )
     return replace(now, steps=(*now.steps[:at], new, *now.steps[at + 1 :]))
 
 
 def finish(now: Snapshot, outcome: Literal["succeeded", "failed", "cancelled"], time: float) -> Snapshot:
     """Return the last snapshot: steps that still run share the *outcome*."""
-    steps = tuple(s if s.over else replace(s, state=outcome, ended=time, fraction=None) for s in now.steps)
+    steps = tuple(
+        s if s.over else replace(s, state=outcome, ended=time, fraction=None, done=None) for s in now.steps
+    )
     return replace(now, outcome=outcome, ended=time, steps=steps)

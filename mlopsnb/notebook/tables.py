@@ -18,6 +18,9 @@ _BORDER = "1px solid var(--jp-border-color2,#bdbdbd)"
 _CARD = f"{_FONT};line-height:1.4;color:var(--jp-ui-font-color1,inherit);margin:4px 0;max-width:60em"
 _TABLE = "border-collapse:collapse;margin:2px 0 6px 0;font-size:inherit;table-layout:auto"
 _CELL = "text-align:left;vertical-align:top;padding:3px 14px 3px 0;background:transparent"
+_BAR = 12
+"""Characters of a bar that stands for the whole."""
+_BAR_STYLE = "letter-spacing:-1px;opacity:0.6;white-space:nowrap"
 _LINE = f"border-top:{_BORDER}"
 
 
@@ -42,6 +45,16 @@ class Badge:
         return f"{self.symbol} {self.word}"
 
 
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A share of a whole, from 0 to 1: a bar for the eye and a number for everybody."""
+
+    share: float
+
+    def __str__(self) -> str:
+        return f"{'█' * round(self.share * _BAR):<{_BAR}} {self.share:4.0%}"
+
+
 def cell(value: object) -> str:
     """Return *value* as HTML, escaped, with its line breaks."""
     text = escape(str(value)).replace("\n", "<br>")
@@ -53,6 +66,9 @@ def cell(value: object) -> str:
             "✗": ";color:var(--jp-error-color1,inherit)",
         }
         return f'<span style="white-space:nowrap{colour.get(value.symbol, "")}">{text}</span>'
+    if isinstance(value, Bar):
+        bar = "█" * round(value.share * _BAR)
+        return f'{value.share:.0%} <span aria-hidden="true" style="{_BAR_STYLE}">{bar}</span>'
     # Some pages let text break anywhere, blanks that must not break included.
     return f'<span style="white-space:nowrap">{text}</span>' if "\u00a0" in text else text
 

@@ -26,6 +26,10 @@ INTERVAL = 0.1
 """Seconds between two updates of a card; browsers, not kernels, are the limit."""
 
 
+COUNT_INTERVAL = 1.0
+"""Seconds between two printed lines that only count bytes."""
+
+
 class View(Protocol):
     """Where a run is shown. The first `show` opens it; `close` comes last, also after a failure."""
 
@@ -207,19 +211,24 @@ class WidgetView(DisplayView):
 
 
 class LinesView:
-    """One printed line for each event."""
+    """One printed line for each event; of bytes that go over, one line a second."""
 
     def __init__(self) -> None:
         self._owner = threading.get_ident()
         self._waiting: list[str] = []
         self._titled = False
         self._last = ""
+        self._counted_at = float("-inf")
 
     def show(self, now: Snapshot, event: Event) -> None:
         """Print the event once; those of other threads wait for the next one of the cell's own thread."""
         if not self._titled:
             self._titled = True
             self._waiting += [now.title, *(f"  {note}" for note in now.notes)]
+        if event.done is not None:
+            if time.monotonic() - self._counted_at < COUNT_INTERVAL:
+                return
+            self._counted_at = time.monotonic()
         step = next(s for s in reversed(now.steps) if s.step == event.step)
         took = step.ended - step.started if step.ended is not None else None
         line = f"  {event_line(event, took)}"

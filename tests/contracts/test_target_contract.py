@@ -10,7 +10,7 @@ import torch
 from mlopsnb import manifest, plugins
 from mlopsnb.client import Client
 from mlopsnb.errors import DeployError, NotReady
-from mlopsnb.flow import export
+from mlopsnb.packages import export
 from mlopsnb.records import Release, Revision
 from mlopsnb.rollout import Forget, Shift, Start, Stop
 from mlopsnb.targets.process import Process

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
-import socket
-import subprocess
-import threading
-import urllib.request
 
 import pytest
+import surroundings
 from fake_registry import FakeRegistry
 
 from mlopsnb.images.registry import Registry
@@ -38,34 +34,8 @@ def client():
 @pytest.fixture(scope="session")
 def docker_registry(tmp_path_factory):
     """Start docker-registry on a free loopback port; its host."""
-    root = tmp_path_factory.mktemp("docker-registry")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        host = f"127.0.0.1:{probe.getsockname()[1]}"
-    config = root / "config.yml"
-    config.write_text(
-        f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {root}/data}}}}\n"
-        f"http: {{addr: {host!r}, secret: tests}}\n"
-    )
-    command = [shutil.which("docker-registry"), "serve", str(config)]
-    with (root / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
-        try:
-            _await(f"http://{host}/v2/", process)
-            yield host
-        finally:
-            process.terminate()
-
-
-def _await(url, process):
-    never = threading.Event()
-    for _ in range(200):
-        assert process.poll() is None, "docker-registry ended"
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except OSError:
-            never.wait(0.05)
-    raise AssertionError(f"no answer at {url}")
+    with surroundings.docker_registry(tmp_path_factory.mktemp("docker-registry")) as host:
+        yield host
 
 
 @pytest.fixture(params=["strict", pytest.param("docker-registry", marks=pytest.mark.registry)])

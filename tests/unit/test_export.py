@@ -13,7 +13,7 @@ import torch
 from mlopsnb import manifest
 from mlopsnb.errors import ExportError, MissingExtra, ParityError, UnknownBackend, UnsupportedModel, UserError
 from mlopsnb.events import reporting_to
-from mlopsnb.flow import export
+from mlopsnb.packages import export
 
 X = np.random.default_rng(0).normal(size=(5, 4))
 
@@ -255,7 +255,7 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 import numpy as np
 {imports}
 from mlopsnb.errors import ExportError
-from mlopsnb.flow import export
+from mlopsnb.packages import export
 model, x = {model}
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))

@@ -73,6 +73,14 @@ def test_a_damaged_package_names_what_is_wrong(package):
         manifest.verify(package, read)
 
 
+def test_weights_that_are_kept_apart_are_named_by_their_place(package):
+    weights = package / "model" / "weights"
+    weights.unlink()
+    weights.symlink_to("/mnt/models/model/weights")
+    with pytest.raises(BadPackage, match="kept apart, and /mnt/models/model/weights is not there"):
+        manifest.verify(package, manifest.read(package))
+
+
 def test_what_is_no_package_says_so(tmp_path):
     with pytest.raises(BadPackage, match=r"holds no model\.json"):
         manifest.read(tmp_path)

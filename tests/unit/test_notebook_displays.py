@@ -1,12 +1,18 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from mlopsnb.cleaning import Cleanup
 from mlopsnb.deployment import Deployment
+from mlopsnb.images.image import Destination, Image, ImageLayer
+from mlopsnb.images.lock import Lock
+from mlopsnb.images.sizes import size_text
 from mlopsnb.notebook.displays import (
     LOG_LINES,
     History,
@@ -19,10 +25,18 @@ from mlopsnb.notebook.displays import (
     deployment_html,
     deployment_text,
     history_or_listing,
-    size_text,
     spec_text,
     version_html,
     version_text,
+)
+from mlopsnb.notebook.image_displays import (
+    cleanup_html,
+    cleanup_text,
+    diff_html,
+    diff_text,
+    how_to_run,
+    image_html,
+    image_text,
 )
 from mlopsnb.records import (
     Artifact,
@@ -278,3 +292,85 @@ def test_size_text(size, text):
 def test_spec_text():
     assert spec_text(TensorSpec(name="x", dtype="int64", shape=(None, None, 3))) == "int64 [rows, any, 3]"
     assert spec_text(TensorSpec(name="x", dtype="int64", shape=())) == "int64 []"
+
+
+IMAGE = Image(
+    reference="127.0.0.1:5000/team/fraud@sha256:" + "ab" * 32,
+    tagged="127.0.0.1:5000/team/fraud:v3-1a2b3c4",
+    digest="sha256:" + "ab" * 32,
+    id="sha256:" + "cd" * 32,
+    destination=Destination(place="registry", registry="127.0.0.1:5000/team"),
+    builder="oci",
+    platform="linux/amd64",
+    base="python:3.11-slim@sha256:" + "ef" * 32,
+    layers=(
+        ImageLayer(kind="base", name="1", digest="", diff_id="", size=30_000_000, unpacked=90_000_000),
+        ImageLayer(kind="base", name="2", digest="", diff_id="", size=20_000_000, unpacked=60_000_000),
+        ImageLayer(kind="wheel", name=EVIL, digest="", diff_id="", size=150_000_000, unpacked=450_000_000),
+    ),
+    lock=Lock(python="3.11", platform="linux/amd64", packages=()),
+    package_digest="sha256:" + "01" * 32,
+    labels={"org.opencontainers.image.title": "fraud"},
+    sent=150_000_000,
+)
+
+
+def test_image_text():
+    assert image_text(IMAGE) == (
+        "Image 127.0.0.1:5000/team/fraud:v3-1a2b3c4\n"
+        f"  reference        127.0.0.1:5000/team/fraud@sha256:{'ab' * 32}\n"
+        "  digest           abababababab\n"
+        "  size             200 MB compressed; unpacked, 450 MB above the base\n"
+        "  this build sent  150 MB\n"
+        f"  base             python:3.11-slim@sha256:{'ef' * 32}\n"
+        "  platform         linux/amd64\n"
+        "  builder          oci\n"
+        "  run it           docker run --rm --read-only --cap-drop ALL -p 8080:8080"
+        f" 127.0.0.1:5000/team/fraud@sha256:{'ab' * 32}\n"
+        "  on Kubernetes    kubectl create deployment fraud"
+        f" --image=127.0.0.1:5000/team/fraud@sha256:{'ab' * 32} --port=8080\n"
+        "  layer  holds                        size     unpacked  share\n"
+        "  base   python:3.11-slim             50.0 MB  150 MB    ███           25%\n"
+        "  wheel  <script>alert('x')</script>  150 MB   450 MB    █████████     75%"
+    )
+
+
+def test_image_html_is_escaped_and_needs_no_script():
+    words = read(image_html(IMAGE))
+    assert EVIL in words
+    assert "75% " in words
+
+
+@pytest.mark.parametrize(
+    ("to", "command"),
+    [
+        (Destination(place="engine"), "docker run --rm --read-only --cap-drop ALL -p 8080:8080 fraud:v3"),
+        (Destination(place="archive", path=Path("/a b/x.tar")), "docker load --input '/a b/x.tar'"),
+        (
+            Destination(place="layout", path=Path("/x")),
+            "skopeo copy oci:/x:v3 docker://REGISTRY/fraud:v3",
+        ),
+    ],
+)
+def test_how_to_run_an_image(to, command):
+    image = replace(IMAGE, tagged="fraud:v3", reference="fraud:v3", destination=to)
+    assert command in [str(row[1]) for row in how_to_run(image)]
+
+
+def test_cleanup():
+    done = Cleanup(removed=(("packed layers", 3_400_000), ("environments", 600_000)))
+    assert cleanup_text(done) == "4.0 MB freed\n  packed layers  3.4 MB\n  environments   600 kB"
+    assert "4.0 MB would be freed (nothing was done)" in read(cleanup_html(replace(done, dry_run=True)))
+    assert cleanup_text(Cleanup(removed=())) == "there was nothing to clean up"
+
+
+class Differences(tuple):
+    def __str__(self):
+        return "as text" if self else "the image has what the notebook has"
+
+
+def test_differences_of_an_image():
+    one = SimpleNamespace(name="numpy", notebook="2.4.6", lock="2.4.5", image="", note="<b>older</b>")
+    assert {"numpy", "2.4.6", "2.4.5", "-", "<b>older</b>"} <= set(read(diff_html(Differences([one]))))
+    assert diff_text(Differences([one])) == "as text"
+    assert read(diff_html(Differences())) == ["the image has what the notebook has"]

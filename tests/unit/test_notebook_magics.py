@@ -155,6 +155,25 @@ def test_deploy_alone_finds_name_and_example(run, twin):
     assert options == {"name": "my-model"}
 
 
+def test_build_finds_name_and_example_too(run, twin):
+    calls = twin("mlopsnb.building", "build", "the image")
+    result, _ = run(
+        "image = %build my_net --requirements a==1 --requirements {more} --push --max-size 900MB\nimage",
+        my_net=torch.nn.Linear(4, 2),
+        X_test=np.ones((100, 4)),
+        more="b>2",
+    )
+    assert result.result == "the image"
+    ((_, options),) = calls
+    assert options.pop("example").shape == (64, 4)
+    assert options == {
+        "name": "my-net",
+        "requirements": ["a==1", "b>2"],
+        "push": True,
+        "max_size": "900MB",
+    }
+
+
 def test_what_is_given_is_not_searched_for(run, twin):
     calls = twin("mlopsnb.flow", "deploy", ())
     model = torch.nn.Linear(4, 2)

@@ -171,6 +171,32 @@ def test_event_line():
     assert event_line(Event(step="check", state="succeeded"), 0.25) == "✓ check its answers done in 250 ms"
 
 
+def test_bytes_are_counted_until_the_step_is_over():
+    def told(state, **more):
+        return Event(step="pack", state=state, message="torch", **more)
+
+    now = advance(START, told("started"), 0.0)
+    now = advance(now, told("progress", done=312_000_000, total=640_000_000, fraction=0.4875), 1.0)
+    assert to_text(now).endswith(
+        "▸ pack the layers  running           49%  torch, 312\u00a0of\u00a0640\u00a0MB"
+    )
+    assert "torch, 312\u00a0of\u00a0640\u00a0MB" in to_html(now)
+    over = advance(now, told("succeeded"), 2.0)
+    assert "MB" not in to_text(over)
+    assert "MB" not in to_text(finish(now, "cancelled", 2.0))
+    assert event_line(told("progress", done=312_000_000, total=640_000_000, fraction=0.4875), None) == (
+        "▸ pack the layers running 49%: torch, 312 of 640 MB"
+    )
+
+
+def test_lines_count_bytes_once_in_a_while(capsys):
+    with following("%build net", mode="lines"), step("upload"):
+        for sent in range(1000):
+            events.report_bytes("upload", "net", sent, 1000)
+    counted = [line for line in capsys.readouterr().out.splitlines() if " of " in line]
+    assert counted == ["  ▸ bring them there running 0%: net, 0.0 of 1.0 kB"]
+
+
 class Kernel:
     """What `choose` asks of a shell that lives in a kernel."""
 

@@ -15,8 +15,8 @@ import torch
 
 from mlopsnb import flow, manifest, plugins
 from mlopsnb.errors import ExportError, ParityError, UnsupportedModel, UserError
-from mlopsnb.flow import export
 from mlopsnb.formats.onnx_session import open_session
+from mlopsnb.packages import export
 from mlopsnb.protocols import THREADS
 
 onnx = pytest.importorskip("onnx")
