@@ -276,6 +276,11 @@ ASKED = request(["a"], installed={"numpy": "1.0"}, platform="linux/amd64", pytho
                 " platform: `win_amd64`"
             ),
         ),
+        (
+            "error: No solution found when resolving dependencies\n  cause: you require x<2 and x==2, which are incompatible",
+            Unresolvable,
+            "no set of packages meets all requirements: you require x<2 and x==2, which are incompatible",
+        ),
         ("error: failed to write\n  cause: No space left on device (os error 28)", DiskFull, "no space left"),
         (
             "error: Failed to fetch: `http://h/simple/x/`\n  cause: HTTP status client error (401)",
