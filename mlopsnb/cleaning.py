@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mlopsnb.errors import UserError
 from mlopsnb.images.cache import Store
+from mlopsnb.images.environment import prober
 from mlopsnb.settings import settings
 
 _PARTS = {
@@ -51,6 +52,7 @@ def cleanup(*, images: bool = False, dry_run: bool = False) -> Cleanup:
     cache = settings().cache_dir
     found = [(name, _size(cache / part)) for part, name in _PARTS.items()]
     if not dry_run:
+        prober.end_all()
         Store(cache / "images").clear()
         shutil.rmtree(cache / "layouts", ignore_errors=True)
     return Cleanup(removed=tuple((name, size) for name, size in found if size), dry_run=dry_run)

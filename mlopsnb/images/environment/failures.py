@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mlopsnb.images.environment.request import Request
 
 _FRAME = re.compile(r"[\u2500-\u257f\u25b6\u00d7]+")
-_BECAUSE = re.compile(r"\bBecause\b.*", re.DOTALL)
+_NO_SOLUTION = re.compile(r"No solution found(?: when resolving dependencies)?\S*\s+(?:cause:\s*)?(.*)")
 _NO_WHEEL = re.compile(
     r"([A-Za-z0-9][\w.-]*(?:==[^\s,]*[^\s,.])?)\s+has\s+no\s+(?:usable\s+)?wheels", re.IGNORECASE
 )
@@ -29,17 +29,22 @@ _LONGEST = 1500
 
 def failed(said: str, request: Request) -> BuildError:
     """Return what it means that uv said *said* when it was asked for *request*."""
-    text = " ".join(_FRAME.sub(" ", said).split())
+    lines = (line for line in _FRAME.sub(" ", said).splitlines() if not line.startswith("warning:"))
+    text = " ".join("\n".join(lines).split())
     if _FULL.search(text):
         return DiskFull("the cache of packages")
-    because = _BECAUSE.search(text)
-    if because is None:
+    found = _NO_SOLUTION.search(text)
+    if found is None:
         return _index(text)
-    prose, _, hint = because[0].partition("hint:")
-    prose = prose.strip()
+    prose, _, hint = (part.strip() for part in found[1].partition("hint:"))
     if wheel := _NO_WHEEL.search(prose):
-        return NoWheel(wheel[1], request.platform, request.python, _short(hint) or _short(prose))
+        return NoWheel(wheel[1], request.platform, request.python, _wheels(hint))
     return unresolvable(prose, request)
+
+
+def _wheels(hint: str) -> str:
+    """Return what uv says of the wheels that there are, if it says any more than that none will do."""
+    return "" if hint.startswith("Wheels are required") else _short(hint)
 
 
 def pip_failed(said: str, request: Request) -> BuildError:

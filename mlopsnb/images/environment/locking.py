@@ -115,8 +115,8 @@ def _name(root: str) -> str:
 
 def _resolved(asked: Request, resolver: _Resolver, *, check: bool) -> tuple[LockedPackage, ...]:
     """Ask *resolver*, and again with PyTorch's own index if that alone has the build without CUDA."""
-    if check and not asked.is_native:
-        raise MissingExtra("uv", "images")  # pip resolves for the machine that it runs on
+    if check and not (pip.available() and asked.is_native):  # pip resolves for the machine that it runs on
+        raise MissingExtra("uv", "images")
     if not asked.roots:
         return ()
     with tempfile.TemporaryDirectory(prefix="mlopsnb-") as scratch:

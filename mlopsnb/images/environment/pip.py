@@ -38,14 +38,14 @@ def resolve(
     constraints.write_text(request.constraints, encoding="utf-8")
     roots.write_text("\n".join(request.roots) + "\n", encoding="utf-8")
     command = [
-        *(sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--report", report, *_COMMON),
+        *(sys.executable, "-m", "pip", "install", "--dry-run", "--report", report, *_COMMON),
         *("--ignore-installed", "-r", roots, "-c", constraints),
         *(("--extra-index-url", _CPU_INDEX) if backend == "cpu" else ()),
     ]
     with Tool(command, env=env) as tool:
         done = tool.wait()
     if done.status != 0:
-        raise failures.pip_failed(done.said, request)
+        raise failures.pip_failed(f"{done.said}\n{clean(done.out)}", request)
     return parse(report.read_text(encoding="utf-8"))
 
 

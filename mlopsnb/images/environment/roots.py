@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from mlopsnb.errors import BuildError, UserError
 from mlopsnb.images.environment import kernel
 from mlopsnb.images.environment.kernel import canonical
+from mlopsnb.images.environment.tools import clean
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -46,15 +47,16 @@ def roots(
         *(_parsed(name, "code_paths") for name in _imported(code_paths)),
         *(_parsed(text, "requirements") for text in extra),
     ]
-    merged: dict[str, str] = {}
+    merged: dict[tuple[str, str], Requirement] = {}
     for requirement in asked:
-        name = canonical(requirement.name)
+        name, marker = canonical(requirement.name), str(requirement.marker or "")
         if name == "mlopsnb":  # its files come as they are here
             continue
-        text = _held(requirement, here.get(name))
-        known = merged.get(name)
-        merged[name] = text if known is None else _stricter(known, text)
-    return tuple(sorted(merged.values()))
+        known = merged.setdefault((name, marker), requirement)
+        if known is not requirement:
+            known.extras |= requirement.extras
+            known.specifier &= requirement.specifier
+    return tuple(sorted(_held(requirement, here.get(name)) for (name, _), requirement in merged.items()))
 
 
 def _parsed(text: str, where: str) -> Requirement:
@@ -64,8 +66,9 @@ def _parsed(text: str, where: str) -> Requirement:
         requirement = Requirement(text)
     except InvalidRequirement as exc:
         raise UserError(
-            f"{where}: {text!r} is no requirement: {str(exc).splitlines()[0]}", hint="give NAME==VERSION"
-        ) from exc
+            f"{where}: {clean(text)!r} is no requirement: {str(exc).splitlines()[0]}",
+            hint="give NAME==VERSION",
+        ) from None
     if requirement.url:
         raise UserError(
             f"{where}: {requirement.name} is asked for by its address, which an image cannot be built from again",
@@ -125,16 +128,6 @@ def takes(requirement: Requirement, version: str) -> bool:
         return requirement.specifier.contains(Version(version), prereleases=True)
     except InvalidVersion:
         return False
-
-
-def _stricter(known: str, text: str) -> str:
-    """Return what asks for both: extras of both, and the versions of both if they differ."""
-    from packaging.requirements import Requirement
-
-    first, second = Requirement(known), Requirement(text)
-    first.extras |= second.extras
-    first.specifier &= second.specifier
-    return str(first)
 
 
 def _imported(code_paths: Iterable[Path]) -> list[str]:

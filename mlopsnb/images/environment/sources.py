@@ -20,13 +20,16 @@ from typing import Any
 
 from mlopsnb.images.environment.tools import clean
 
+NO_INDEX = "MLOPSNB_UV_NO_INDEX"
+"""Set in the environment for uv if it shall ask no index: an option of its command alone says so."""
+
 _KEPT = ("timeout", "cert", "client-cert", "proxy", "keyring-provider")
 _SECTIONS = ("global", "install")
 _ADDRESSES: Mapping[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "index-url": ("UV_DEFAULT_INDEX", ("UV_DEFAULT_INDEX", "UV_INDEX_URL"), ("index-url", "index")),
     "extra-index-url": ("UV_INDEX", ("UV_INDEX", "UV_EXTRA_INDEX_URL"), ("extra-index-url", "index")),
     "find-links": ("UV_FIND_LINKS", ("UV_FIND_LINKS",), ("find-links",)),
-    "no-index": ("UV_NO_INDEX", ("UV_NO_INDEX",), ("no-index",)),
+    "no-index": (NO_INDEX, (), ("no-index",)),
     "trusted-host": ("UV_INSECURE_HOST", ("UV_INSECURE_HOST",), ("allow-insecure-host",)),
 }
 """By pip's option: the variable that tells uv the same, and the variables and settings by which uv knows already."""

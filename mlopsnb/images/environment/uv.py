@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from mlopsnb.errors import BuildError
-from mlopsnb.images.environment import failures
+from mlopsnb.images.environment import failures, sources
 from mlopsnb.images.environment.kernel import canonical
 from mlopsnb.images.environment.request import PLATFORMS, Request
 from mlopsnb.images.environment.tools import Tool, clean
@@ -49,7 +49,7 @@ def resolve(
     command = [
         *(uv, "pip", "compile", "-", "--constraints", constraints, "--python", sys.executable),
         *("--python-version", request.full_python, "--python-platform", PLATFORMS[request.platform]),
-        *("--no-header", *_COMMON, *(("--torch-backend", backend) if backend else ())),
+        *("--no-header", *_COMMON, *_no_index(env), *(("--torch-backend", backend) if backend else ())),
     ]
     given = "\n".join(request.roots)
     told = (*command, "--annotation-style", "line")
@@ -61,6 +61,11 @@ def resolve(
         if lock.status != 0:
             raise failures.failed(lock.said, request)
         return parse(lock.out, wanted_by(second.wait().out))
+
+
+def _no_index(env: Mapping[str, str]) -> tuple[str, ...]:
+    """Return what keeps uv off any index, for which it has no variable."""
+    return ("--no-index",) if env.get(sources.NO_INDEX) else ()
 
 
 def parse(pylock: str, wants: Mapping[str, tuple[str, ...]]) -> tuple[LockedPackage, ...]:
@@ -108,7 +113,7 @@ def install(uv: Path, lock: Lock, into: Path, env: Mapping[str, str], on_line: C
         *(uv, "pip", "install", "--target", into, "-r", "-", "--no-deps", "--require-hashes"),
         *("--python", sys.executable, "--python-version", lock.python),
         *("--python-platform", PLATFORMS[lock.platform], "--link-mode", "hardlink", "--no-compile-bytecode"),
-        *("--no-build", *_COMMON[2:]),
+        *("--no-build", *_COMMON[2:], *_no_index(env)),
     ]
     if backends := {m["backend"] for p in lock.packages if (m := _PYTORCH.search(p.url))}:
         command += ["--torch-backend", min(backends)]
