@@ -1,4 +1,7 @@
-"""What the README and the docs show runs as it stands: the Python blocks of a page, in order, in one kernel."""
+"""What the README and the docs show runs as it stands: the Python blocks of a page, in order, in one kernel.
+
+Blocks marked `py` need a registry of the reader's own; what they show is tested elsewhere.
+"""
 
 from __future__ import annotations
 
