@@ -13,6 +13,7 @@ import json
 import os
 import pwd
 import shutil
+import time
 from collections import deque
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -29,6 +30,7 @@ KEEP_REVISIONS = 10
 """How many revisions stay for rollback and logs."""
 
 _PROTOCOL = 1
+_WRITES_WITHIN = 1.0
 _PATHS = ("package", "fallback")
 
 
@@ -175,10 +177,9 @@ class ReleaseFiles:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 with file:
-                    file.seek(0)
-                    holder = file.read().strip() or "unknown"
+                    holder = _holder(file)
                 raise DeployError(
-                    f"another deploy of {self.name!r} is under way (process {holder})",
+                    f"another deploy of {self.name!r} is under way{holder}",
                     hint="wait for it, or interrupt it where it runs",
                 ) from None
             with suppress(FileNotFoundError):
@@ -240,3 +241,15 @@ def _user(uid: int) -> str:
         return f"{pwd.getpwuid(uid).pw_name!r} (uid {uid})"
     except KeyError:
         return f"with uid {uid}"
+
+
+def _holder(file: TextIO) -> str:
+    """Say which process holds the lock *file*: it writes so a moment after it has it."""
+    end = time.monotonic() + _WRITES_WITHIN
+    while True:
+        file.seek(0)
+        if pid := file.read().strip():
+            return f" (process {pid})"
+        if time.monotonic() > end:
+            return ""
+        time.sleep(0.01)

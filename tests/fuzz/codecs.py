@@ -5,6 +5,7 @@ An input that broke something is told, and written to the working directory.
 
 from __future__ import annotations
 
+import resource
 import sys
 import tempfile
 from pathlib import Path
@@ -36,9 +37,11 @@ def main() -> None:
         for number, content in enumerate(target.seeds):
             assert target.run(content) is not None, "a seed must be good"
             Path(corpus, str(number)).write_bytes(content)
+        # A process that was forked begins with its parent's peak, and that is what the fuzzer looks at.
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
         options = [f"-runs={runs}", f"-seed={seed}", f"-max_len={LONGEST_INPUT}", f"-timeout={SECONDS}"]
         atheris.Setup(
-            [sys.argv[0], *options, "-rss_limit_mb=2048", str(corpus)],
+            [sys.argv[0], *options, f"-rss_limit_mb={before + 2048}", str(corpus)],
             lambda data: target.run(data) and None,
             custom_mutator=lambda data, size, seed: mutated(target, data, size, seed),
         )

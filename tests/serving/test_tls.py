@@ -327,6 +327,10 @@ def test_the_public_socket_goes_to_the_next_process(
     thread = threading.Thread(target=clients)
     thread.start()
     try:
+        end = time.monotonic() + 20
+        while not seen:
+            assert time.monotonic() < end
+            assert thread.is_alive()
         answer, fd = control(tmp_path / "a.sock", b"G")
         assert answer == b"ok"
         with socket.socket(fileno=fd):
