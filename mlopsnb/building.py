@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from mlopsnb.images.wish import Wish
     from mlopsnb.protocols import Builder
 
-_EARLY = ("wheel", "dependencies")
-"""Layers that are known, and worth packing, before the proof."""
+_EARLY = ("wheel", "dependencies", "weights")
+"""Layers that are known, and worth packing and sending, before the proof."""
 
 _URI = ("models:/", "runs:/")
 

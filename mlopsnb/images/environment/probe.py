@@ -18,7 +18,6 @@ import marshal
 import os
 import select
 import shutil
-import signal
 import sys
 import threading
 import traceback
@@ -142,7 +141,6 @@ def main() -> None:
         child = os.fork()
         if child == 0:
             _answer(recorder, _message(line))
-            os._exit(0)  # a framework takes its time to go, and nobody needs that
         _, status = os.waitpid(child, 0)
         sys.stdout.write(f"{os.waitstatus_to_exitcode(status)}\n")
         sys.stdout.flush()
@@ -154,20 +152,32 @@ def _message(line: bytes) -> Any:
 
 
 def _answer(recorder: Recorder, asked: Mapping[str, Any]) -> None:
-    """Serve the model that is *asked* for and write what came of it."""
+    """Serve the model that is *asked* for, write what came of it, and end the process."""
     out = Path(asked["out"])
     for fd, path in ((0, Path(os.devnull)), (1, Path(os.devnull)), (2, out / "said")):
         os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), fd)
-    result: dict[str, Any] = {}
+
+    def done(result: Mapping[str, str]) -> None:
+        try:
+            if not result:
+                for source in asked["compiled_anyway"]:
+                    recorder.code(source, Path(source).read_bytes)
+            _write(recorder, out, result)
+        except Exception as exc:  # noqa: BLE001  whatever it is, whoever asked has to know
+            traceback.print_exc()
+            _write(recorder, out, {"error": f"{type(exc).__name__}: {exc}"})
+        sys.stderr.flush()
+        os._exit(0)  # the server and the framework take their time to go, and nobody needs that
+
     try:
         recorder.known = _known(asked["known"])
-        result = _serve(asked["package"])
-        if not result:
-            for source in asked["compiled_anyway"]:
-                recorder.code(source, Path(source).read_bytes)
-    except BaseException as exc:  # noqa: BLE001  whatever it is, whoever asked has to know
+        done(_serve(asked["package"], done))
+    except BaseException as exc:  # noqa: BLE001  as above
         traceback.print_exc()
-        result = {"error": f"{type(exc).__name__}: {exc}"}
+        done({"error": f"{type(exc).__name__}: {exc}"})
+
+
+def _write(recorder: Recorder, out: Path, result: Mapping[str, str]) -> None:
     index: dict[str, tuple[int, int]] = {}
     with (out / "compiled").open("wb") as compiled:
         for module, data in sorted(recorder.compiled.items()):
@@ -176,7 +186,6 @@ def _answer(recorder: Recorder, asked: Mapping[str, Any]) -> None:
                 compiled.write(data)
     told = {**result, "used": sorted(recorder.used), "compiled": index}
     (out / "result.json").write_text(json.dumps(told), encoding="utf-8")
-    sys.stderr.flush()
 
 
 def _known(where: Any) -> dict[str, bytes]:
@@ -186,54 +195,37 @@ def _known(where: Any) -> dict[str, bytes]:
     return {path: data[start : start + size] for path, (start, size) in where["index"].items()}
 
 
-def _serve(package: str) -> dict[str, str]:
-    """Serve *package* as the image will, ask it, and stop; return what went wrong, if anything did."""
+def _serve(package: str, done: Callable[[Mapping[str, str]], None]) -> dict[str, str]:
+    """Serve *package* as the image will and call *done* with what was wrong with its answers, nothing if all was right.
+
+    Returns, with what went wrong, only if it could not be asked.
+    """
     from mlopsnb.serving import __main__ as server
     from mlopsnb.serving import tuning
 
     tuning.measure = partial(tuning.measure, budget=0.0)  # how fast it is here tells nothing about there
     read_end, write_end = os.pipe()
-    asked: dict[str, str] = {"error": "the server ended before it was asked"}
+    failed = {"error": "the server ended before it was asked"}
 
     def ask() -> None:
         with open(read_end, "rb") as pipe:  # noqa: PTH123  a descriptor
             told = json.loads(pipe.readline() or b"{}")
         if not told.get("ready"):
-            asked.update(told or {"error": "the server ended while it started"})
+            failed.update(told or {"error": "the server ended while it started"})
             return
         try:
-            problem = _ask(Path(package), told)
-            asked.clear()
-            asked.update(problem)
+            done(_ask(Path(package), told))
         except Exception as exc:  # noqa: BLE001  told as the result
             traceback.print_exc()
-            asked.update(error=f"{type(exc).__name__}: {exc}")
-        finally:
-            os.kill(os.getpid(), signal.SIGTERM)
+            done({"error": f"{type(exc).__name__}: {exc}"})
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
-    server.main(
-        [
-            *(
-                package,
-                "--host",
-                "127.0.0.1",
-                "--port",
-                "0",
-                "--grpc-port",
-                "0",
-                "--workers",
-                "1",
-                "--name",
-                "model",
-            ),
-            *("--ready-fd", str(write_end), "--request-timeout", _LONG, "--drain-seconds", "1"),
-            *("--max-body-bytes", "2GB"),
-        ]
-    )
+    options = {"host": "127.0.0.1", "port": 0, "grpc-port": 0, "workers": 1, "name": "model"}
+    limits = {"ready-fd": write_end, "request-timeout": _LONG, "max-body-bytes": "2GB"}
+    server.main([package, *(f"--{name}={value}" for name, value in (options | limits).items())])
     thread.join(5.0)
-    return asked
+    return failed
 
 
 def _ask(package: Path, told: Mapping[str, str]) -> dict[str, str]:
