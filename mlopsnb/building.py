@@ -7,7 +7,6 @@ image is still there.
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -28,12 +27,13 @@ from mlopsnb.images.environment import Bytecode
 from mlopsnb.images.environment.install import install
 from mlopsnb.images.environment.locking import resolve
 from mlopsnb.images.environment.prove import Proof
+from mlopsnb.images.environment.request import minor
 from mlopsnb.images.environment.roots import roots
 from mlopsnb.images.errors import storing
 from mlopsnb.images.oci import Oci, send_ahead
 from mlopsnb.images.planning import plan_image
 from mlopsnb.packages import export as export_model
-from mlopsnb.packages import fetch, find, pick_format
+from mlopsnb.packages import fetch, find, name_of, pick_format
 from mlopsnb.records import Artifact, ModelVersion
 from mlopsnb.settings import settings
 
@@ -120,7 +120,7 @@ def build(
         UserError, ExportError, TrackingError: from the steps before.
     """
     chosen = settings(registry=registry, base_image=base)
-    name = check_name(name or _name_of(what), of="an image")
+    name = check_name(name or name_of(what, of="an image"), of="an image")
     asked = wish.read(
         base=chosen.base_image,
         platform=platform,
@@ -144,8 +144,7 @@ def build(
             _scan(asked, image.lock, image.base)
             return _loaded(image, name, load)
         artifact = found if isinstance(found, Artifact) else fetch(found, Path(scratch) / "package")
-        certain = export is None and asked.budget is None and isinstance(maker, Oci)
-        ahead = partial(send_ahead, to=to, name=name) if certain and to.place == "registry" else pack_only
+        ahead = _ahead(asked, to, name, maker if export is None else None)
         plan, sent = _plan(asked, name, found, artifact, store, ahead)
         if asked.budget is not None:
             sizes.check_budget(measure(plan, store), plan.lock, asked.budget)
@@ -189,14 +188,6 @@ def _found(what: object, example: object, format: str | None) -> Artifact | Mode
     return export_model(what, example, format=format)
 
 
-def _name_of(what: object) -> str:
-    if isinstance(what, ModelVersion):
-        return what.name
-    if isinstance(what, str) and what.startswith("models:/"):
-        return what.removeprefix("models:/").partition("/")[0].partition("@")[0]
-    raise UserError("an image needs a name", hint="build(…, name='fraud')")
-
-
 def _key(asked: Wish, name: str, to: Destination, how: Sequence[str], found: Artifact | ModelVersion) -> str:
     """Return the memo's key: what the image is made from, and where it goes."""
     files = sorted(memo.files_seen([found.path])) if isinstance(found, Artifact) else []
@@ -209,6 +200,7 @@ def _key(asked: Wish, name: str, to: Destination, how: Sequence[str], found: Art
             "base": memo.pinned(asked.base),
             "package": [found.digest, _version_of(found), files],
             "code": sorted(memo.files_seen(asked.code_paths)),
+            "sign": sorted(memo.files_seen([asked.sign] if asked.sign else [])),
         }
     )
 
@@ -226,6 +218,15 @@ def _unchanged(store: Store, key: str) -> Image | None:
     return image
 
 
+def _ahead(asked: Wish, to: Destination, name: str, maker: Builder | None) -> Callable[..., int]:
+    """Return what to do with layers that are certain while the model is proved: send them, pack them, or nothing."""
+    if not isinstance(maker, Oci):
+        return lambda layers, *, store: 0
+    if to.place == "registry" and asked.budget is None:
+        return partial(send_ahead, to=to, name=name)
+    return pack_only
+
+
 def _plan(
     asked: Wish,
     name: str,
@@ -240,11 +241,11 @@ def _plan(
     """
     described = manifest.read(artifact.path)
     manifest.verify(artifact.path, described)
-    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    python = minor()
     base = inspect(asked.base, platform=asked.platform, python=python, store=store)
     wanted = roots(described, extra=asked.requirements, code_paths=asked.code_paths)
     lock = resolve(wanted, platform=asked.platform, python=python, accelerator=asked.accelerator)
-    _scan(asked, lock, base.reference)
+    _scan(asked, lock, base.pinned)
     environment = install(lock, store.root)
     files = package_files(artifact.path)
     draft = partial(
@@ -268,12 +269,13 @@ def _plan(
 
 
 def _scan(asked: Wish, lock: Lock, base: str) -> None:
-    """Raise `GateRejected` if what the image will hold has a vulnerability that is too grave for what is asked."""
+    """Raise `GateRejected` if *lock*, or *base* (by name and digest), has too grave a vulnerability for what is asked."""
     if asked.fail_on is None:
         return
     with step("scan", base) as said:
-        listed = sbom.text(sbom.bill(name="image", tag="", base=base, base_digest="", lock=lock))
-        found = scanning.gate(listed, base, fail_on=asked.fail_on)
+        name, _, digest = base.partition("@")
+        listed = sbom.bill(name="image", tag="", base=name, base_digest=digest, lock=lock)
+        found = scanning.gate(sbom.text(listed), base, fail_on=asked.fail_on)
         said.result = f"{len(found)} known vulnerabilities, none of severity {asked.fail_on} or graver"
 
 

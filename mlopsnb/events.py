@@ -21,7 +21,7 @@ Step = Literal[
     "pack",
     "upload",
     "scan",
-    "sign",
+    "attest",
     "start",
     "check",
     "route",

@@ -14,7 +14,7 @@ from mlopsnb import plugins, rollout
 from mlopsnb.deployment import Deployment, check_name, execute, now
 from mlopsnb.errors import UserError
 from mlopsnb.events import step
-from mlopsnb.packages import TRACKER, export, fetch, find, pick_format
+from mlopsnb.packages import TRACKER, export, fetch, find, name_of, pick_format
 from mlopsnb.records import Artifact, ModelVersion, Revision
 from mlopsnb.settings import settings
 
@@ -126,7 +126,7 @@ def deploy(
     """
     chosen = settings(target=target, timeout=timeout)
     backend: Target = plugins.create("target", chosen.target)
-    name = check_name(name or _name_of(what))
+    name = check_name(name or name_of(what, of="a deployment"))
     draft = Revision(
         id=0,
         source="",
@@ -249,14 +249,6 @@ def _version(
         )
     artifact = export(what, example, format=format)
     return log(artifact, name=name, reference=reference, metrics=metrics), artifact
-
-
-def _name_of(what: object) -> str:
-    if isinstance(what, ModelVersion):
-        return what.name
-    if isinstance(what, str) and what.startswith("models:/"):
-        return what.removeprefix("models:/").partition("/")[0].partition("@")[0]
-    raise UserError("a deployment needs a name", hint="deploy(…, name='fraud')")
 
 
 def _describe(what: object) -> str:

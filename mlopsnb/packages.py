@@ -218,3 +218,12 @@ def fetch(version: ModelVersion, into: Path) -> Artifact:
         artifact = tracker.fetch(version, into)
         said.result = version.uri
     return artifact
+
+
+def name_of(what: object, *, of: str) -> str:
+    """Return the name of the registered model that *what* is, or `UserError`: *of* what a name is needed for."""
+    if isinstance(what, ModelVersion):
+        return what.name
+    if isinstance(what, str) and what.startswith("models:/"):
+        return what.removeprefix("models:/").partition("/")[0].partition("@")[0]
+    raise UserError(f"{of} needs a name", hint="name='fraud'")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from images_peers.common import Built, CannotBuild, Work, run
-from mlopsnb.images.wish import native_platform
+from mlopsnb.images.environment.request import native
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -66,7 +66,7 @@ class Kernel:
 
     def pull(self, base: str) -> None:
         """Look *base* up and note its Python, as an engine that is used every day has the base pulled."""
-        self._ask({"pull": base, "platform": native_platform()})
+        self._ask({"pull": base, "platform": native()})
 
     def _ask(self, what: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None

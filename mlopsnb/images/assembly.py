@@ -6,12 +6,12 @@ says when or where, so equal plans give equal digests.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mlopsnb.images.digests import digest_of
 from mlopsnb.images.image import Destination, Image, ImageLayer
 from mlopsnb.images.plan import Descriptor
 from mlopsnb.images.registry import OCI_MANIFEST, Manifest
@@ -35,7 +35,7 @@ class Assembled:
     @property
     def id(self) -> str:
         """The `sha256:…` digest of the configuration."""
-        return _digest(self.config)
+        return digest_of(self.config)
 
 
 def assemble(plan: ImagePlan, packed: Sequence[ImageLayer]) -> Assembled:
@@ -46,13 +46,13 @@ def assemble(plan: ImagePlan, packed: Sequence[ImageLayer]) -> Assembled:
         {
             "schemaVersion": 2,
             "mediaType": OCI_MANIFEST,
-            "config": {"mediaType": OCI_CONFIG, "digest": _digest(config), "size": len(config)},
+            "config": {"mediaType": OCI_CONFIG, "digest": digest_of(config), "size": len(config)},
             "layers": [{"mediaType": la.media_type, "digest": la.digest, "size": la.size} for la in layers],
             "annotations": {key: plan.labels[key] for key in _BASE if key in plan.labels},
         }
     )
     return Assembled(
-        config=config, manifest=Manifest(manifest, OCI_MANIFEST, _digest(manifest)), layers=layers
+        config=config, manifest=Manifest(manifest, OCI_MANIFEST, digest_of(manifest)), layers=layers
     )
 
 
@@ -80,7 +80,7 @@ def record(
         destination=to,
         builder=builder,
         platform=plan.base.platform,
-        base=f"{plan.base.reference.partition('@')[0]}@{plan.base.digest}",
+        base=plan.base.pinned,
         layers=assembled.layers,
         lock=plan.lock,
         package_digest=plan.package_digest,
@@ -133,7 +133,3 @@ def _history(base: Base) -> list[dict[str, Any]]:
 
 def _canonical(value: object) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-
-
-def _digest(data: bytes) -> str:
-    return "sha256:" + hashlib.sha256(data).hexdigest()

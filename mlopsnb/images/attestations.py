@@ -45,7 +45,7 @@ def attest(image: Image, key: Any) -> None:
 
     name = parse(image.reference)
     with (
-        step("sign" if key is not None else "upload", image.tagged) as said,
+        step("attest", image.tagged) as said,
         connect(name.registry) as registry,
     ):
         try:

@@ -117,15 +117,13 @@ def _seen(name: Reference, platform: str, store: Store) -> dict[str, Any]:
 def _digest(registry: Registry, name: Reference, store: Store) -> str:
     """Return the digest that a tag stands for, and note it for when the registry cannot be asked."""
     try:
-        digest = registry.digest(name.repository, name.target)
+        digest = registry.resolve(name.repository, name.target)
     except RegistryUnreachable as exc:
         noted = store.note("tags", str(name))
         if noted is None:
             raise
         report_progress("fetch", f"{exc.message}; taking {name} for what it was")
         return str(noted)
-    if digest is None:
-        raise NotInRegistry(registry.host, f"image {name.repository}:{name.target}")
     store.set_note("tags", str(name), digest)
     return digest
 

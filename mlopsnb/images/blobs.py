@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BufferedReader, BytesIO, FileIO
 from itertools import accumulate
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from mlopsnb.errors import BuildError
+
+_PIECE = 1 << 20
 
 
 class Piece(NamedTuple):
@@ -34,7 +37,7 @@ class Spliced:
 
     def open(self, mode: Literal["rb"] = "rb") -> BufferedReader:
         """Open the blob for reading, as a `Path` does; `BuildError` while reading if a file has another size by now."""
-        return BufferedReader(_Reader(self.pieces), 1 << 20)
+        return BufferedReader(_Reader(self.pieces), _PIECE)
 
 
 Source = Path | bytes | Spliced
@@ -45,6 +48,13 @@ def opened(source: Source) -> BufferedReader | BytesIO:
     if isinstance(source, bytes):
         return BytesIO(source)
     return source.open("rb")
+
+
+def pieces(source: Source) -> Iterator[bytes]:
+    """Yield a blob in order."""
+    with opened(source) as file:
+        while piece := file.read(_PIECE):
+            yield piece
 
 
 class _Reader(io.RawIOBase):

@@ -1,23 +1,20 @@
 """The plan as a directory that any builder of Dockerfiles can build, without mlopsnb: `export=DIR`.
 
-`context` is pure: it says which files the Dockerfile needs. `export` writes them to a directory, `stream` as a tar.
+`context` is pure: it says which files the Dockerfile needs. `export` writes them to a directory.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import os
 import re
 import shutil
-import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib import resources
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, BinaryIO
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mlopsnb.errors import BuildError
 from mlopsnb.images import dockerfile
@@ -29,10 +26,6 @@ if TYPE_CHECKING:
     from mlopsnb.images.lock import LockedPackage
     from mlopsnb.images.plan import ImagePlan
 
-PUBLIC = "https://files.pythonhosted.org/"
-"""Where PyPI keeps its files: what a lock found there, any builder finds too."""
-
-_PIECE = 1 << 20
 _OURS = re.compile(
     r"Dockerfile|README\.md|\.dockerignore|requirements\.txt|wheels|scripts|lists"
     r"|environment|runtime|metadata|(weights|kept-out)-\d+"
@@ -40,9 +33,15 @@ _OURS = re.compile(
 """The names that an export writes."""
 
 
-def private(plan: ImagePlan) -> tuple[LockedPackage, ...]:
-    """Return the wheels that the context has to bring along, since no public index has them."""
-    return tuple(p for p in plan.lock.packages if not p.url.startswith(PUBLIC) or "+" in p.version)
+def private(plan: ImagePlan, *, own_index: bool) -> tuple[LockedPackage, ...]:
+    """Return the wheels that the context has to bring along, since not every builder finds them.
+
+    These are files of this machine, local versions, which PyPI takes none of, and with *own_index*, which says that
+    the user has set up an index besides PyPI or in its place, all: which of the two has a wheel is not known.
+    """
+    return tuple(
+        p for p in plan.lock.packages if own_index or "+" in p.version or not p.url.startswith("https://")
+    )
 
 
 def context(
@@ -166,51 +165,3 @@ def _write(entry: Entry, target: Path) -> None:
     else:
         target.write_bytes(entry.source or b"")
         target.chmod(entry.mode)
-
-
-def stream(entries: Sequence[Entry]) -> Iterator[bytes]:
-    """Yield *entries* as a tar; equal entries, equal bytes. `BuildError` if a file changes meanwhile."""
-    seen: set[PurePosixPath] = set()
-    for entry in sorted(entries, key=_path):
-        for directory in [*reversed(PurePosixPath(entry.path).parents)][1:]:
-            if directory not in seen:
-                seen.add(directory)
-                yield _header(str(directory), kind=tarfile.DIRTYPE, mode=0o755)
-        if entry.link:
-            yield _header(entry.path, kind=tarfile.SYMTYPE, mode=0o777, link=entry.link)
-        else:
-            yield from _file(entry)
-    yield bytes(2 * tarfile.BLOCKSIZE)
-
-
-def size(entries: Sequence[Entry]) -> int:
-    """Return how many bytes the files of *entries* have."""
-    return sum(
-        e.source.stat().st_size if isinstance(e.source, Path) else len(e.source or b"") for e in entries
-    )
-
-
-def _file(entry: Entry) -> Iterator[bytes]:
-    with contextlib.ExitStack() as stack:
-        if isinstance(entry.source, Path):
-            try:
-                file: BinaryIO = stack.enter_context(entry.source.open("rb"))
-            except OSError as exc:
-                raise BuildError(f"{entry.source} cannot be read: {exc.strerror}") from exc
-            size = os.fstat(file.fileno()).st_size
-        else:
-            file, size = io.BytesIO(entry.source or b""), len(entry.source or b"")
-        yield _header(entry.path, kind=tarfile.REGTYPE, mode=entry.mode, size=size)
-        left = size
-        while left and (piece := file.read(min(_PIECE, left))):
-            left -= len(piece)
-            yield piece
-        if left or file.read(1):
-            raise BuildError(f"{entry.path} was changed while it was read", hint="build again")
-        yield bytes(-size % tarfile.BLOCKSIZE)
-
-
-def _header(path: str, *, kind: bytes, mode: int, size: int = 0, link: str = "") -> bytes:
-    info = tarfile.TarInfo(path)
-    info.type, info.mode, info.size, info.linkname = kind, mode, size, link
-    return info.tobuf(tarfile.PAX_FORMAT)

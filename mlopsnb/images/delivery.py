@@ -21,17 +21,13 @@ from mlopsnb.images.errors import (
     Unauthorized,
 )
 from mlopsnb.images.image import Destination, Image, ImageLayer
-from mlopsnb.images.plan import Kind
+from mlopsnb.images.layers import TAR
 from mlopsnb.images.references import parse_registry
 
 if TYPE_CHECKING:
     from mlopsnb.images.engine import EngineImage
     from mlopsnb.images.engine_builds import BuildEngine
-    from mlopsnb.images.plan import ImagePlan
-
-LayerKind = Literal[Kind, "base"]
-
-_PLAIN_TAR = "application/vnd.oci.image.layer.v1.tar"
+    from mlopsnb.images.plan import ImagePlan, Kind
 
 
 def deliver(engine: BuildEngine, plan: ImagePlan, built: str, to: Destination, *, sent: int) -> Image:
@@ -185,7 +181,7 @@ def _record(
         destination=to,
         builder="docker",
         platform=image.platform,
-        base=f"{plan.base.reference.partition('@')[0]}@{plan.base.digest}",
+        base=plan.base.pinned,
         layers=layers,
         lock=plan.lock,
         package_digest=plan.package_digest,
@@ -210,7 +206,7 @@ def _layers(
         earlier = [sum(earlier), *[0] * (below - 1)]
     unpacked = [*earlier, *(history[n][1] for n in copies)]
     stored = json.loads(manifest.data)["layers"] if manifest else [{}] * len(image.diff_ids)
-    names: list[tuple[LayerKind, str]] = [("base", plan.base.reference)] * of_base
+    names: list[tuple[Kind | Literal["base"], str]] = [("base", plan.base.reference)] * of_base
     names += [("base", "Dockerfile steps")] * (below - of_base)
     names += [(layer.kind, layer.name) for layer in plan.layers]
     return tuple(
@@ -221,7 +217,7 @@ def _layers(
             diff_id=diff_id,
             size=blob.get("size", size),
             unpacked=size,
-            media_type=blob.get("mediaType", _PLAIN_TAR),
+            media_type=blob.get("mediaType", TAR),
         )
         for (kind, name), diff_id, size, blob in zip(
             names,

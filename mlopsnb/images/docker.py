@@ -7,20 +7,22 @@ build but the image, and nothing of one that fails.
 
 from __future__ import annotations
 
-import fcntl
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from mlopsnb import events
 from mlopsnb.errors import BuildError
 from mlopsnb.images import context, dockerfile, wheels
+from mlopsnb.images.blobs import pieces
 from mlopsnb.images.buildlog import BuildLog
+from mlopsnb.images.cache import Store
 from mlopsnb.images.delivery import deliver
 from mlopsnb.images.engine_builds import BuildEngine
-from mlopsnb.images.errors import EngineFull, storing
+from mlopsnb.images.environment import sources
+from mlopsnb.images.errors import EngineFull
+from mlopsnb.images.layers import archive
 from mlopsnb.settings import settings
 
 if TYPE_CHECKING:
@@ -51,7 +53,8 @@ class Docker:
         Raises `EngineNotRunning`, `EngineForbidden`, `EngineError` for what the engine refuses, `BuildError` with the
         last lines of the step that failed, and the errors of the destination.
         """
-        with BuildEngine() as engine, _alone(plan.repository):
+        store = Store(settings().cache_dir / "images")
+        with BuildEngine() as engine, store.alone(f"docker {plan.repository}"):
             base = _only_here(engine, plan)
             entries = exported(plan, base=base, apt=self._apt, steps=self._steps)
             build = _Build(engine, plan)
@@ -69,7 +72,7 @@ def exported(
 ) -> tuple[Entry, ...]:
     """Return the context of *plan* with the wheels that it has to bring along; see `context.context`."""
     cache = settings().cache_dir / "images" / "wheels"
-    brought = wheels.bring(context.private(plan), plan.lock, cache)
+    brought = wheels.bring(context.private(plan, own_index=sources.has_own_index()), plan.lock, cache)
     return context.context(plan, brought, base=base, apt=apt, steps=steps)
 
 
@@ -77,25 +80,11 @@ def _only_here(engine: BuildEngine, plan: ImagePlan) -> str:
     """Return the id of the base if the engine has it, but not by a digest that it could be asked for."""
     found = engine.image(plan.base.reference.partition("@")[0])
     same = found is not None and found.diff_ids == tuple(plan.base.config["rootfs"]["diff_ids"])
-    return found.id if found and same and engine.image(dockerfile.pinned(plan)) is None else ""
-
-
-@contextmanager
-def _alone(repository: str) -> Iterator[None]:
-    """Hold *repository* against other builds by this user: one would remove what another one stands on."""
-    path = settings().cache_dir / "images" / f"{_word(repository)}.lock"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
-    except OSError as exc:
-        raise storing(path, exc) from exc
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    return found.id if found and same and engine.image(plan.base.pinned) is None else ""
 
 
 def _word(repository: str) -> str:
-    """Return *repository* as a tag or a file name."""
+    """Return *repository* as a tag."""
     return re.sub(r"[^A-Za-z0-9_.-]", "-", repository).lstrip(".-")[:128]
 
 
@@ -127,12 +116,11 @@ class _Build:
         return self.log.image
 
     def _context(self, entries: Sequence[Entry]) -> Iterator[bytes]:
-        total = context.size(entries)
-        for piece in context.stream(entries):
+        tar = archive(entries)
+        for piece in pieces(tar):
             yield piece
             self.sent += len(piece)
-            if self.sent < total:
-                events.report_bytes("pack", "handing the files to the engine", self.sent, total)
+            events.report_bytes("pack", "handing the files to the engine", self.sent, tar.size)
 
     def _tell(self, message: Mapping[str, Any]) -> None:
         log = self.log

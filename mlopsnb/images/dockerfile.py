@@ -74,7 +74,7 @@ def render(
     *steps* are instructions of a Dockerfile, that are carried out on the base first; `UserError` if one cannot be.
     """
     stages = (
-        _base(base or pinned(plan), apt, steps),
+        _base(base or plan.base.pinned, apt, steps),
         _dependencies(plan, fetched=fetched, brought=brought),
         _check(plan),
         _final(plan),
@@ -104,11 +104,6 @@ def _base(base: str, apt: Sequence[str], steps: Sequence[str]) -> Iterator[str]:
                 hint="give instructions such as 'RUN …' or 'ENV …'; base=… says what to build on",
             )
         yield step.rstrip()
-
-
-def pinned(plan: ImagePlan) -> str:
-    """Return the base by name and digest."""
-    return f"{plan.base.reference.partition('@')[0]}@{plan.base.digest}"
 
 
 def _dependencies(plan: ImagePlan, *, fetched: bool, brought: bool) -> Iterator[str]:

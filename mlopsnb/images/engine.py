@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Self
 from mlopsnb.errors import telling_line
 from mlopsnb.extras import need
 from mlopsnb.images import saved
+from mlopsnb.images.digests import digest_of
 from mlopsnb.images.errors import EngineError, EngineForbidden, EngineFull, EngineNotRunning
 from mlopsnb.images.layout import Member, tar, write_directory
 from mlopsnb.images.references import parse
@@ -59,7 +60,6 @@ class EngineImage:
     id: str
     platform: str
     config: Mapping[str, Any]
-    repo_digests: tuple[str, ...]
 
     @property
     def diff_ids(self) -> tuple[str, ...]:
@@ -121,7 +121,7 @@ class Engine:
         The tag is moved last, to a whole image; if loading fails or is interrupted, it names what it named before.
         """
         diff_ids = tuple(layer.diff_id for layer in layers)
-        found = self.image(f"sha256:{hashlib.sha256(config).hexdigest()}")
+        found = self.image(digest_of(config))
         if found is not None and found.diff_ids == diff_ids:
             self._tag(found.id, tag)
             return Loaded(id=found.id, sent=0)
@@ -195,7 +195,7 @@ class Engine:
             for line in self._api.load_image(archive):
                 if said := line.get("error") or ("stream" not in line and line.get("message")):
                     raise _refused("load the image", str(said))
-        name = temporary or f"sha256:{hashlib.sha256(config).hexdigest()}"
+        name = temporary or digest_of(config)
         found = self.image(name)
         if found is None or found.diff_ids != tuple(layer.diff_id for layer in layers):
             raise EngineError("the container engine took the image but has not all of it")
@@ -280,8 +280,7 @@ def _image(found: Mapping[str, Any]) -> EngineImage:
     }
     if variant := found.get("Variant"):
         config["variant"] = variant
-    digests = tuple(found.get("RepoDigests") or ())
-    return EngineImage(id=found["Id"], platform=platform, config=config, repo_digests=digests)
+    return EngineImage(id=found["Id"], platform=platform, config=config)
 
 
 def _refused(doing: str, said: str) -> EngineError:

@@ -68,7 +68,7 @@ def pack(
         if packed := find(layer, store):
             on_bytes(layer.size)
             return packed
-        source = Spliced(tuple(_tar(layer.entries)))
+        source = archive(layer.entries)
         blocks = _blocks(source, _Teller(on_bytes, cancelled, layer.size / source.size))
         packed = (
             _compressed(layer, blocks, store, threads) if layer.compress else _plain(layer, source, blocks)
@@ -84,7 +84,7 @@ def find(layer: Layer, store: Store) -> Packed | None:
         return None
     found = ImageLayer(**{**noted, "kind": layer.kind, "name": layer.name})
     if not layer.compress:
-        source = Spliced(tuple(_tar(layer.entries)))
+        source = archive(layer.entries)
         return Packed(layer=found, source=source) if source.size == found.size else None
     path = store.find(found.digest, found.size)
     return Packed(layer=found, source=path) if path else None
@@ -176,6 +176,11 @@ def _plain(layer: Layer, source: Spliced, blocks: Iterable[memoryview]) -> Packe
         media_type=TAR,
     )
     return Packed(layer=found, source=source)
+
+
+def archive(entries: Iterable[Entry]) -> Spliced:
+    """Return the tar of *entries*: equal entries, equal bytes. `BuildError` for a file that cannot be read."""
+    return Spliced(tuple(_tar(entries)))
 
 
 def _tar(entries: Iterable[Entry]) -> Iterator[bytes | Piece]:

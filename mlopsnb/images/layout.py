@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlopsnb.images.blobs import Source, Spliced, opened
+from mlopsnb.images.blobs import Source, Spliced, pieces
 from mlopsnb.images.errors import InvalidReference, LayoutError, storing
 from mlopsnb.images.references import parse
 from mlopsnb.images.registry import OCI_MANIFEST, Manifest
@@ -98,7 +98,7 @@ def write_archive(
     try:
         with half.open("xb") as file:
             members = [
-                (name, _size(source), partial(_read, source)) for name, source in {**heads, **files}.items()
+                (name, _size(source), partial(pieces, source)) for name, source in {**heads, **files}.items()
             ]
             for piece in tar(members):
                 file.write(piece)
@@ -286,12 +286,6 @@ def _size(source: Source) -> int:
     if isinstance(source, Spliced):
         return source.size
     return len(source) if isinstance(source, bytes) else source.stat().st_size
-
-
-def _read(source: Source) -> Iterator[bytes]:
-    with opened(source) as file:
-        while piece := file.read(_PIECE):
-            yield piece
 
 
 def _put(target: Path, source: Source, made: list[Path]) -> int:

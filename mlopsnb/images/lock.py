@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
+
+from mlopsnb.images.digests import digest_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,4 +45,4 @@ class Lock:
     @property
     def digest(self) -> str:
         """`sha256:…` of the text: equal locks install equal environments."""
-        return "sha256:" + hashlib.sha256(self.text.encode()).hexdigest()
+        return digest_of(self.text.encode())

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from mlopsnb.events import report_bytes, step
 from mlopsnb.images.assembly import OCI_CONFIG, Assembled, assemble, descriptor, record
 from mlopsnb.images.base import fetch_layer
-from mlopsnb.images.blobs import Source, opened
+from mlopsnb.images.blobs import Source, pieces
 from mlopsnb.images.cache import Store
 from mlopsnb.images.crew import Crew, Tally
 from mlopsnb.images.layers import Packed, find, pack
@@ -224,7 +224,7 @@ def _load(plan: ImagePlan, to: Destination, store: Store) -> Image:
         made = assemble(plan, [p.layer for p in packed])
         reads: list[Callable[[], Iterator[bytes]]] = [
             *(partial(_pieces_of_base, plan.base, store, crew, blob) for blob in plan.base.layers),
-            *(partial(_pieces, p.source) for p in packed),
+            *(partial(pieces, p.source) for p in packed),
         ]
         with step("upload", "into the container engine") as said:
             tally = Tally(sum(layer.size for layer in made.layers))
@@ -238,13 +238,7 @@ def _load(plan: ImagePlan, to: Destination, store: Store) -> Image:
 
 
 def _pieces_of_base(base: Base, store: Store, crew: Crew, blob: Descriptor) -> Iterator[bytes]:
-    yield from _pieces(_base_layer(base, store, crew, blob))
-
-
-def _pieces(source: Source) -> Iterator[bytes]:
-    with opened(source) as file:
-        while piece := file.read(_PIECE):
-            yield piece
+    yield from pieces(_base_layer(base, store, crew, blob))
 
 
 def _telling(message: str, tally: Tally) -> OnBytes:

@@ -6,12 +6,13 @@ https://github.com/opencontainers/image-spec.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from mlopsnb.images.digests import digest_of
 
 if TYPE_CHECKING:
     from mlopsnb.images.lock import Lock
@@ -102,6 +103,11 @@ class Base:
     python: str
     python_version: str
 
+    @property
+    def pinned(self) -> str:
+        """The reference by name and digest: what it means now, and for good."""
+        return f"{self.reference.partition('@')[0]}@{self.digest}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImagePlan:
@@ -132,4 +138,4 @@ class ImagePlan:
             self.config,
             [(layer.kind, layer.name, layer.key) for layer in (*self.layers, *self.weights)],
         ]
-        return "sha256:" + hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+        return digest_of(json.dumps(said, sort_keys=True).encode())

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from mlopsnb.errors import BuildError
+from mlopsnb.images.digests import digest_of
 from mlopsnb.images.plan import (
     GRPC_PORT,
     HTTP_PORT,
@@ -261,7 +262,7 @@ def _layer(
     return Layer(
         kind=kind,
         name=name,
-        key="sha256:" + hashlib.sha256("".join(sorted(lines)).encode()).hexdigest(),
+        key=digest_of("".join(sorted(lines)).encode()),
         entries=tuple(sorted(entries, key=lambda e: e.path)),
         compress=compress,
         size=sum(f.size for f in found),

@@ -5,11 +5,11 @@ Source: https://github.com/opencontainers/image-spec/blob/v1.1.1/manifest.md, "G
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from mlopsnb.images.digests import digest_of
 from mlopsnb.images.plan import Descriptor
 from mlopsnb.images.registry import OCI_MANIFEST
 
@@ -65,9 +65,7 @@ def read(registry: Registry, repository: str, subject: str, media_type: str) -> 
 
 def descriptor(data: bytes, media_type: str) -> Descriptor:
     """Return what names *data* as a blob."""
-    return Descriptor(
-        media_type=media_type, digest="sha256:" + hashlib.sha256(data).hexdigest(), size=len(data)
-    )
+    return Descriptor(media_type=media_type, digest=digest_of(data), size=len(data))
 
 
 def _json(found: Descriptor) -> dict[str, object]:

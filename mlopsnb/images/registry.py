@@ -7,7 +7,6 @@ and share one pool of connections; each is retried as `wire` says.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import re
 import secrets
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 from mlopsnb.errors import InvalidSettings
 from mlopsnb.images import pulls
 from mlopsnb.images.credentials import find
+from mlopsnb.images.digests import digest_of
 from mlopsnb.images.errors import (
     DigestMismatch,
     ManifestRejected,
@@ -158,7 +158,7 @@ class Registry:
         answer = self._get("GET", f"{repository}/manifests/{ref}", repository, accept=_ACCEPTED)
         if answer.status == 404:
             raise NotInRegistry(self.host, f"image {_name(repository, ref)}")
-        found = _digest(answer.data)
+        found = digest_of(answer.data)
         said = answer.headers.get("docker-content-digest", found)
         for wanted in (ref if ":" in ref else found, said if said.startswith("sha256:") else found):
             if wanted != found:
@@ -255,7 +255,7 @@ class Registry:
 
         With a `subject`, it becomes one of that one's referrers, by the fallback tag where the registry has no API.
         """
-        digest = _digest(data)
+        digest = digest_of(data)
         answer = self._wire.call(
             "PUT",
             self._wire.url(f"{repository}/manifests/{ref}"),
@@ -305,7 +305,7 @@ class Registry:
             return str(found)
         if answer.status == 200:
             answer = self._get("GET", path, repository, accept=_ACCEPTED)
-        return None if answer.status == 404 else _digest(answer.data)
+        return None if answer.status == 404 else digest_of(answer.data)
 
     def _has(self, repository: str, digest: str, scopes: Scopes) -> bool:
         url = self._wire.url(f"{repository}/blobs/{digest}")
@@ -365,7 +365,7 @@ class Registry:
         manifest = json.loads(data)
         own = {
             "mediaType": media_type,
-            "digest": _digest(data),
+            "digest": digest_of(data),
             "size": len(data),
             "artifactType": manifest.get("artifactType") or manifest.get("config", {}).get("mediaType"),
             "annotations": manifest.get("annotations"),
@@ -376,10 +376,6 @@ class Registry:
         listed.append({key: value for key, value in own.items() if value})
         index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": listed}
         self.put_manifest(repository, _fallback_tag(subject), json.dumps(index).encode(), OCI_INDEX)
-
-
-def _digest(data: bytes) -> str:
-    return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
 def _join(namespace: str, repository: str) -> str:

@@ -14,11 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
+from mlopsnb.images.digests import digest_of
 from mlopsnb.images.errors import EngineError, storing
+from mlopsnb.images.layers import TAR
 from mlopsnb.images.registry import OCI_MANIFEST, Manifest
 
 _PIECE = 1 << 20
-_LAYER = "application/vnd.oci.image.layer.v1.tar"
 _PACKED = {b"\x1f\x8b": "+gzip", b"\x28\xb5\x2f\xfd": "+zstd"}
 """How compressed layers begin; engines with the containerd store keep and save them so."""
 
@@ -71,10 +72,10 @@ def _image(files: dict[str, _File]) -> tuple[Manifest, dict[str, Path | bytes]]:
         "schemaVersion": 2,
         "mediaType": OCI_MANIFEST,
         "config": _descriptor("application/vnd.oci.image.config.v1+json", config),
-        "layers": [_descriptor(_LAYER + _packing(layer), layer) for layer in layers],
+        "layers": [_descriptor(TAR + _packing(layer), layer) for layer in layers],
     }
     data = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
-    manifest = Manifest(data, OCI_MANIFEST, "sha256:" + hashlib.sha256(data).hexdigest())
+    manifest = Manifest(data, OCI_MANIFEST, digest_of(data))
     return manifest, {file.digest: file.path for file in (config, *layers)}
 
 

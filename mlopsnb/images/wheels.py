@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
@@ -14,6 +13,8 @@ from urllib.request import url2pathname
 
 from mlopsnb import events
 from mlopsnb.errors import BuildError, MissingExtra
+from mlopsnb.images.environment import sources
+from mlopsnb.images.environment.tools import Tool
 from mlopsnb.images.errors import storing
 
 if TYPE_CHECKING:
@@ -61,14 +62,17 @@ def _download(package: LockedPackage, lock: Lock, path: Path) -> None:
     except OSError as exc:
         raise storing(path, exc) from exc
     events.report_progress("fetch", package.filename)
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
-    command += ["--only-binary", ":all:", "--python-version", lock.python, "--dest", str(path.parent)]
+    command: list[str | Path] = [
+        *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes")
+    ]
+    command += ["--only-binary", ":all:", "--python-version", lock.python, "--dest", path.parent]
     for platform in package.filename.removesuffix(".whl").rpartition("-")[2].split("."):
         command += ["--platform", platform]
-    command += ["--requirement", str(wanted)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
-    if done.returncode or not path.is_file():
-        said = [line for line in done.stderr.splitlines() if line.strip()][-1:] or ["it wrote another file"]
+    command += ["--requirement", wanted]
+    with Tool(command, env=sources.for_pip()) as tool:
+        done = tool.wait()
+    if done.status or not path.is_file():
+        said = [line for line in done.said.splitlines() if line.strip()][-1:] or ["it wrote another file"]
         raise BuildError(
             f"pip cannot download {package.filename}: {said[0][:300]}",
             hint="the image needs it, and no public index has it; check pip's index and find-links settings",

@@ -119,8 +119,8 @@ class Wire:
 
     def cancel(self) -> None:
         """End what is under way, in whatever thread it waits."""
-        self.cancelled.set()
         with self._lock:
+            self.cancelled.set()
             for sock in list(self._sockets):
                 with suppress(OSError):  # closed already
                     socket.socket.shutdown(sock, socket.SHUT_RDWR)
@@ -202,11 +202,21 @@ class Wire:
 
     def forget(self, upload: httpx.URL, scopes: Scopes) -> None:
         """Delete an upload, also after `cancel`. If it cannot be done at once the registry does so when it is old."""
-        ours = _origin(upload) == _origin(self._base)
         with suppress(self._httpx.HTTPError, RegistryError, Transient):
-            authorization = self._authorizer.header(scopes) if ours else ""
-            headers = {"Authorization": authorization} if authorization else {}
-            self._send("DELETE", upload, headers, b"", timeout=_FAREWELL).close()
+            try:
+                self._delete(upload, scopes)
+            except self._httpx.TransportError:
+                if not self.cancelled.is_set():
+                    raise
+                self._delete(upload, scopes)  # `cancel` ended the first one with all else that was under way
+
+    def _delete(self, upload: httpx.URL, scopes: Scopes) -> None:
+        with self._lock:
+            pass  # a `cancel` that has begun ends: what is sent from here on, it does not touch
+        ours = _origin(upload) == _origin(self._base)
+        authorization = self._authorizer.header(scopes) if ours else ""
+        headers = {"Authorization": authorization} if authorization else {}
+        self._send("DELETE", upload, headers, b"", timeout=_FAREWELL).close()
 
     def refusal(self, answer: Answer, doing: str, scopes: Scopes) -> RegistryError | Transient:
         """Return what to raise for an answer that is not the one hoped for."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import platform
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import TYPE_CHECKING, get_args
 
 from mlopsnb.errors import BuildError, MissingExtra, UserError, nearest
 from mlopsnb.images.destinations import LOADERS, command_of
-from mlopsnb.images.environment.request import Accelerator
+from mlopsnb.images.environment.request import Accelerator, minor, native
 from mlopsnb.images.image import Destination
 from mlopsnb.images.references import parse, parse_registry
 from mlopsnb.images.scanning import Severity, severity
@@ -21,7 +19,6 @@ from mlopsnb.images.sizes import read_size
 if TYPE_CHECKING:
     from mlopsnb.settings import Settings
 
-_MACHINES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
 _PLATFORM = re.compile(r"linux/[a-z0-9]+(/v[0-9]+)?")
 
 
@@ -70,15 +67,9 @@ def read(
     )
 
 
-def native_platform() -> str:
-    """Return the platform of images for this machine's processor, `linux/amd64`."""
-    found = platform.machine().lower()
-    return f"linux/{_MACHINES.get(found, found)}"
-
-
 def default_base() -> str:
     """Return the official image of the kernel's version of Python."""
-    return f"docker.io/library/python:{sys.version_info.major}.{sys.version_info.minor}-slim"
+    return f"docker.io/library/python:{minor()}-slim"
 
 
 def destination(
@@ -142,7 +133,7 @@ def _accelerator(given: str) -> Accelerator:
 
 def _platform(given: str | None) -> str:
     if given is None:
-        return native_platform()
+        return native()
     if _PLATFORM.fullmatch(given):
         return given
     raise UserError(f"{given!r} is no platform", hint='give "linux/amd64" or "linux/arm64"')

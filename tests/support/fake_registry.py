@@ -50,7 +50,7 @@ class Session:
     data: bytearray = field(default_factory=bytearray)
     state: str = field(default_factory=lambda: secrets.token_hex(4))
     short_chunk: bool = False
-    known: bool = False  # the client heard of it
+    known: bool = False  # the client heard of it: it sent a request there
     farewell: bool = False  # the client asked that it be deleted, heard or not
 
 
@@ -182,8 +182,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def before(self):
         name = self.url.path.rpartition("/")[2]
-        if self.command == "DELETE" and name in self.registry.sessions:
-            self.registry.sessions[name].farewell = True
+        if (session := self.registry.sessions.get(name)) is not None:
+            session.known = True
+            session.farewell = session.farewell or self.command == "DELETE"
         if self.fault == "drop":
             raise Gone
         if self.fault == "amnesia":
@@ -316,9 +317,7 @@ class Handler(BaseHTTPRequestHandler):
         name = secrets.token_hex(8)
         session = self.registry.sessions[name] = Session(repository)
         extra = {"OCI-Chunk-Min-Length": str(self.registry.min_chunk)} if self.registry.min_chunk else {}
-        self.answer(202, Location=self.location(name, session), Range="0-0", **extra)
-        session.known = True
-        return None
+        return self.answer(202, Location=self.location(name, session), Range="0-0", **extra)
 
     def may_read(self, repository):
         token = self.headers.get("authorization", "").removeprefix("Bearer ")

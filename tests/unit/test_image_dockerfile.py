@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 
 from mlopsnb.errors import BuildError, UserError
 from mlopsnb.images import context, dockerfile
+from mlopsnb.images.blobs import pieces
+from mlopsnb.images.layers import archive
 from mlopsnb.images.lock import Lock, LockedPackage
 from mlopsnb.images.plan import PACKAGE, ROOT, VENV, Base, Entry, ImagePlan, Layer
 
 SITE = f"{VENV}/lib/python3.11/site-packages"
-PYPI = "https://files.pythonhosted.org/packages/aa/"
+PYPI = "https://files.example/packages/aa/"
 
 
 def layer(kind, name, *entries):
@@ -127,6 +129,10 @@ def test_a_line_break_cannot_be_said():
         dockerfile.render(plan(labels={"note": "a\nRUN b"}), fetched=True, brought=True)
 
 
+def tar_of(entries):
+    return pieces(archive(entries))
+
+
 def unquoted(word):
     return re.sub(r'\\(["\\$])', r"\1", word.removeprefix('"').removesuffix('"'))
 
@@ -144,12 +150,13 @@ def test_no_value_ends_its_quotes_early(value):
 
 
 def test_wheels_that_pypi_lacks_come_along():
-    public, cpu, private = (
+    public, cpu, here = (
         locked("numpy", "2.0"),
         locked("torch", "2.13+cpu"),
-        locked("ours", "1", "https://index.corp/"),
+        locked("ours", "1", "file:///wheels/"),
     )
-    assert context.private(plan(public, cpu, private)) == (cpu, private)
+    assert context.private(plan(public, cpu, here), own_index=False) == (cpu, here)
+    assert context.private(plan(public, cpu, here), own_index=True) == (public, cpu, here)
 
 
 def test_the_context_has_what_the_file_copies_and_ignores_all_else(tmp_path):
@@ -198,12 +205,12 @@ def test_a_tar_of_it_is_the_same_each_time_and_holds_all(tmp_path):
         Entry(path="b/link", link="/elsewhere"),
         file("b/" + "long/" * 30 + "ünï", b""),
     ]
-    data = b"".join(context.stream(entries))
+    data = b"".join(tar_of(entries))
     os.utime(tmp_path / "big", (1, 1))
-    assert b"".join(context.stream(reversed(entries))) == data
-    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-        members = {m.name: m for m in archive}
-        assert archive.extractfile("b/c/run").read() == (tmp_path / "big").read_bytes()
+    assert b"".join(tar_of(reversed(entries))) == data
+    with tarfile.open(fileobj=io.BytesIO(data)) as opened:
+        members = {m.name: m for m in opened}
+        assert opened.extractfile("b/c/run").read() == (tmp_path / "big").read_bytes()
     assert {m.mtime for m in members.values()} == {0}
     assert (members["b/c/run"].mode, members["b"].mode, members["b/link"].linkname) == (
         0o755,
@@ -215,15 +222,15 @@ def test_a_tar_of_it_is_the_same_each_time_and_holds_all(tmp_path):
 
 def test_a_file_that_changes_or_goes_is_told(tmp_path):
     path = tmp_path / "f"
-    path.write_bytes(b"1" * (2 << 20))
-    pieces = context.stream([file("f", path)])
-    next(pieces), next(pieces)
+    path.write_bytes(b"1" * (8 << 20))
+    parts = tar_of([file("f", path)])
+    next(parts)
     path.write_bytes(b"")
-    with pytest.raises(BuildError, match="f was changed while it was read"):
-        list(pieces)
+    with pytest.raises(BuildError, match="f was changed while it was packed"):
+        list(parts)
     path.unlink()
-    with pytest.raises(BuildError, match=f"{path} cannot be read: No such file"):
-        list(context.stream([file("f", path)]))
+    with pytest.raises(BuildError, match=f"{path} cannot be packed: No such file"):
+        list(tar_of([file("f", path)]))
 
 
 def test_an_export_replaces_its_own_and_leaves_the_rest(tmp_path):

@@ -152,7 +152,7 @@ def test_nothing_is_left_of_what_fails(image, tmp_path, monkeypatch, write, erro
     def fail(*args):
         raise error
 
-    monkeypatch.setattr(layout, "_canonical" if write is write_directory else "_read", fail)
+    monkeypatch.setattr(layout, "_canonical" if write is write_directory else "pieces", fail)
     with pytest.raises(expected):
         write(path, manifest, blobs, name="fraud:v1")
     assert list(path.parent.iterdir()) == []

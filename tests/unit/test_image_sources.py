@@ -109,6 +109,22 @@ def test_a_backend_of_pytorch_for_gpus_is_for_gpus(user):
     assert sources.for_uv(user, accelerator="cuda")["UV_TORCH_BACKEND"] == "cu130"
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "own"),
+    [
+        ("PIP_INDEX_URL", "https://index.corp/simple", True),
+        ("PIP_EXTRA_INDEX_URL", "https://index.corp/simple", True),
+        ("UV_DEFAULT_INDEX", "https://index.corp/simple", True),
+        ("PIP_FIND_LINKS", "https://wheels.corp", True),
+        ("PIP_FIND_LINKS", "/wheels", False),
+        ("PIP_TIMEOUT", "10", False),
+    ],
+)
+def test_an_index_of_their_own_is_known(user, variable, value, own):
+    assert sources.has_own_index({**user, variable: value}) is own
+    assert not sources.has_own_index(user)
+
+
 def test_pip_is_not_led_elsewhere(user):
     given = {**user, "PIP_TARGET": "/there", "PIP_USER": "1", "PIP_INDEX_URL": "https://mirror"}
     assert told(sources.for_pip(given), given) == {

@@ -27,7 +27,6 @@ from mlopsnb.settings import settings
 _FORMAT = 1
 """Of the notes that locks are kept in."""
 
-_PYTORCH = "https://download.pytorch.org/whl/cpu"
 _CUDA = ("nvidia-", "cuda-", "triton")
 
 
@@ -148,10 +147,10 @@ def _brings_cuda(asked: Request, packages: Sequence[LockedPackage]) -> bool:
 
 def _no_cpu_build(first: BuildError | None, second: BuildError | None) -> Unresolvable:
     found = f" On the index: {first.message}" if first is not None else " The index has the CUDA build alone."
-    also = f" On {_PYTORCH}: {second.message}" if second is not None and second is not first else ""
+    also = f" On {pip.CPU_INDEX}: {second.message}" if second is not None and second is not first else ""
     return Unresolvable(
         f"PyTorch without CUDA, which runs on a CPU, was not found.{found}{also}",
-        hint=f"add its index (PIP_EXTRA_INDEX_URL or UV_INDEX={_PYTORCH}, or your mirror of it) or the directory of its"
+        hint=f"add its index (PIP_EXTRA_INDEX_URL or UV_INDEX={pip.CPU_INDEX}, or your mirror of it) or the directory of its"
         " wheel (PIP_FIND_LINKS); accelerator='cuda' takes the CUDA build, some gigabytes",
     )
 

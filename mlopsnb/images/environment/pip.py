@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from mlopsnb.images.environment.request import Request
 
 _COMMON = ("--only-binary", ":all:", "--no-input", "--disable-pip-version-check", "--no-color")
-_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+"""PyTorch's own index of builds without CUDA, which uv knows by the name `cpu`."""
+
 _REQUIRED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -40,7 +42,7 @@ def resolve(
     command = [
         *(sys.executable, "-m", "pip", "install", "--dry-run", "--report", report, *_COMMON),
         *("--ignore-installed", "-r", roots, "-c", constraints),
-        *(("--extra-index-url", _CPU_INDEX) if backend == "cpu" else ()),
+        *(("--extra-index-url", CPU_INDEX) if backend == "cpu" else ()),
     ]
     with Tool(command, env=env) as tool:
         done = tool.wait()
@@ -103,7 +105,7 @@ def install(lock: Lock, into: Path, env: Mapping[str, str], on_line: Callable[[s
             "--require-hashes",
         ),
         *("--no-compile", "--no-warn-script-location", *_COMMON),
-        *(("--extra-index-url", _CPU_INDEX) if any(_CPU_INDEX in p.url for p in lock.packages) else ()),
+        *(("--extra-index-url", CPU_INDEX) if any(CPU_INDEX in p.url for p in lock.packages) else ()),
     ]
     with Tool(command, env=env) as tool:
         done = tool.wait(on_line)

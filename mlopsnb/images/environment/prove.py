@@ -25,6 +25,7 @@ from mlopsnb import manifest, plugins
 from mlopsnb.events import StepLog, step
 from mlopsnb.images import contents
 from mlopsnb.images.cache import Store
+from mlopsnb.images.digests import digest_of
 from mlopsnb.images.environment import Bytecode, Environment, kernel
 from mlopsnb.images.environment.kernel import canonical
 from mlopsnb.images.environment.prober import PROBE, Prober, take
@@ -197,7 +198,7 @@ class Proof:
         data += (self._scratch / "compiled").read_bytes()
         index = {**(known["index"] if known else {})}
         index |= {path: [start + shift, size] for path, (start, size) in compiled.items()}
-        digest = "sha256:" + hashlib.sha256(data).hexdigest()
+        digest = digest_of(data)
         with self._store.writing() as file:
             file.write(data)
             place = file.keep(digest)

@@ -20,15 +20,21 @@ PLATFORMS: Mapping[str, str] = {
 }
 """What uv calls the platforms of images. glibc 2.28 is in Debian 10, RHEL 8, Ubuntu 18.10 and all that came later."""
 
-_MACHINES = {"x86_64": "linux/amd64", "aarch64": "linux/arm64"}
+_MACHINES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
 _TORCH = ("torch", "torchaudio", "torchvision")
 """Packages of one version in several builds, which their local version tells apart: `+cpu`, `+cu130`. On PyPI the plain
 version is the CUDA build for Linux, some gigabytes with what it needs."""
 
 
+def native() -> str:
+    """Return the platform of images for this machine's processor, `linux/amd64`."""
+    found = machine.machine().lower()
+    return f"linux/{_MACHINES.get(found, found)}"
+
+
 def here() -> str:
     """Return the platform of this machine as OCI writes it, or nothing if no image is made for it."""
-    return _MACHINES.get(machine.machine(), "") if sys.platform == "linux" else ""
+    return native() if sys.platform == "linux" and native() in PLATFORMS else ""
 
 
 def minor() -> str:

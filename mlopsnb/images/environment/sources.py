@@ -34,6 +34,7 @@ _ADDRESSES: Mapping[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
 }
 """By pip's option: the variable that tells uv the same, and the variables and settings by which uv knows already."""
 
+_INDEXES = ("index-url", "extra-index-url")
 _CERTIFICATES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 _SECRET = ("PASSWORD", "USERNAME", "TOKEN", "CREDENTIAL")
 
@@ -75,6 +76,16 @@ def _add_network(found: dict[str, str], pip: Mapping[str, str]) -> None:
         for variable in ("HTTP_PROXY", "HTTPS_PROXY"):
             if variable.lower() not in found:
                 found.setdefault(variable, address)
+
+
+def has_own_index(environ: Mapping[str, str] | None = None) -> bool:
+    """Say whether packages are looked for anywhere but on PyPI and in directories of this machine."""
+    found = for_uv(environ)
+    named = {name for option in _INDEXES for name in _ADDRESSES[option][1]} & {
+        k for k, v in found.items() if v
+    }
+    settings = {name for option in _INDEXES for name in _ADDRESSES[option][2]} & _uv_settings(found).keys()
+    return bool(named or settings) or "://" in found.get("UV_FIND_LINKS", "")
 
 
 def for_pip(environ: Mapping[str, str] | None = None) -> dict[str, str]:

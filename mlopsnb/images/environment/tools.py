@@ -44,8 +44,6 @@ class Tool:
         *,
         env: Mapping[str, str],
         given: str = "",
-        cwd: Path | None = None,
-        pass_fds: Sequence[int] = (),
     ) -> None:
         self._out: IO[str] = tempfile.TemporaryFile(  # noqa: SIM115  closed by `end`
             "w+", encoding="utf-8", errors="replace"
@@ -59,8 +57,6 @@ class Tool:
                 stdout=self._out,
                 stderr=subprocess.PIPE,
                 env=dict(env),
-                cwd=cwd,
-                pass_fds=tuple(pass_fds),
                 start_new_session=True,
                 text=True,
                 encoding="utf-8",

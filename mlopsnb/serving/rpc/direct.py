@@ -2,8 +2,9 @@
 
 All is done on the event loop, which looks into the queue again and again while there is something in it, so that calls
 that come together share a call of the model. When the queue is empty a thread waits there, and wakes the loop. It is
-one for all calls: a client that says nothing costs none. This is what `grpc.server` is made of, without its threads, and a third of the time a call of `grpc.aio`. It is not
-public: where grpcio is not built as we know it, calls come by `grpc.aio`.
+one for all calls: a client that says nothing costs none. This is what `grpc.server` is made of, without its threads, and
+takes a third of the time of `grpc.aio` a call. It is not public: where grpcio is not built as we know it, calls come by
+`grpc.aio`.
 Source: `grpc/_server.py` of grpcio, which uses the same; https://grpc.github.io/grpc/core/grpc_8h.html.
 """
 
