@@ -16,7 +16,7 @@ import numpy as np
 from mlopsnb import manifest, parity, plugins, rollout
 from mlopsnb.errors import DeployError, MlopsnbError, UserError, nearest
 from mlopsnb.events import step
-from mlopsnb.rollout import Action, Check, Forget, Shift, Start, Stop
+from mlopsnb.rollout import Action, Check, Forget, Gate, Scale, Shift, Start, Stop
 from mlopsnb.settings import settings
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def _carry_out(target: Target, name: str, action: Action, timeout: float) -> Non
     match action:
         case Check(revision_id):
             with step("check") as log:
-                log.result = _check(target.observe(name), revision_id)
+                log.result = _check(target, name, revision_id)
         case Start(revision):
             with step("start", f"revision {revision.id}") as log:
                 target.apply(name, action, timeout=timeout)
@@ -72,6 +72,12 @@ def _carry_out(target: Target, name: str, action: Action, timeout: float) -> Non
             with step("route") as log:
                 target.apply(name, action, timeout=timeout)
                 log.result = f"{target.observe(name).url} → revision {', '.join(map(str, weights))}"
+        case Scale(_, replicas):
+            with step("scale") as log:
+                target.apply(name, action, timeout=timeout)
+                log.result = f"{replicas} replica{'s' if replicas != 1 else ''}"
+        case Gate():
+            raise DeployError("gates are not evaluated yet")
         case Stop():
             target.apply(name, action, timeout=timeout)
         case Forget():
@@ -80,16 +86,16 @@ def _carry_out(target: Target, name: str, action: Action, timeout: float) -> Non
                 log.result = f"{name} is gone"
 
 
-def _check(release: Release, revision_id: int) -> str:
+def _check(target: Target, name: str, revision_id: int) -> str:
     """Replay the golden example against the revision and compare with what the original model answered."""
     from mlopsnb.client import Client
 
-    revision = next(r for r in release.revisions if r.id == revision_id)
+    revision = next(r for r in target.observe(name).revisions if r.id == revision_id)
     if revision.package is None:
         raise DeployError(f"revision {revision_id} has no package to check it with")
     stored = manifest.read(revision.package)
     inputs, wanted = manifest.read_example(revision.package)
-    with Client(revision.address, release.name) as client:
+    with target.reach(name, revision_id) as address, Client(address, name) as client:
         found = client.infer(inputs)
     # JSON has one word, null, for all that is not finite.
     wanted = {k: np.where(np.isfinite(a), a, np.nan) if a.dtype.kind == "f" else a for k, a in wanted.items()}

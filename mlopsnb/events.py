@@ -24,7 +24,9 @@ Step = Literal[
     "attest",
     "start",
     "check",
+    "gate",
     "route",
+    "scale",
     "restore",
     "delete",
 ]

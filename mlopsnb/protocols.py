@@ -128,6 +128,20 @@ class Target(Protocol):
         """Yield the log lines of one revision so far, oldest first, without line ends."""
         ...
 
+    def reach(self, name: str, revision_id: int) -> AbstractContextManager[str]:
+        """Yield an address of this one revision (`http://HOST:PORT` or `unix:PATH`) that works inside the block.
+
+        It need not have traffic yet. `DeployError` if it does not run.
+        """
+        ...
+
+    def ask(self, name: str, revision_id: int, path: str) -> Mapping[str, bytes]:
+        """GET *path*, such as `/metrics`, from each running replica of a revision, and return the bodies by replica.
+
+        A replica that does not answer within seconds is left out.
+        """
+        ...
+
     def claim(self, name: str) -> AbstractContextManager[None]:
         """Hold *name* against other deploys; `DeployError` at once if another one holds it."""
         ...

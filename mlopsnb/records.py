@@ -110,6 +110,41 @@ RevisionState = Literal["starting", "running", "stopped", "failed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """What a revision may use, and how it is reached, where it runs from an image.
+
+    `cpu` is in cores, `memory` in bytes, `ttl` in seconds after which a clean-up may remove the deployment.
+    With `min_replicas` and `max_replicas` the target scales by itself between the two. Of `secrets` and `config_maps`
+    only the names are here: their keys become environment variables. `expose` says how clients outside reach it.
+    """
+
+    replicas: int = 1
+    min_replicas: int | None = None
+    max_replicas: int | None = None
+    cpu: float | None = None
+    memory: int | None = None
+    gpu: int = 0
+    secrets: tuple[str, ...] = ()
+    config_maps: tuple[str, ...] = ()
+    node_selector: Mapping[str, str] = field(default_factory=dict)
+    tolerations: tuple[Mapping[str, str], ...] = ()
+    expose: Literal["cluster", "nodeport", "loadbalancer", "ingress", "gateway"] = "cluster"
+    host: str = ""
+    network_policy: bool = False
+    ttl: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Who deployed, and from where: `user` at `machine`, the notebook's path and the git commit if there are any."""
+
+    user: str = ""
+    machine: str = ""
+    notebook: str = ""
+    commit: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Revision:
     """One deploy of one package under a name. The next deploy, or a rollback, makes a new one.
 
@@ -117,12 +152,16 @@ class Revision:
     `package` is the directory it is served from, `address` where this revision alone can be reached; `workers` are
     the processes that share the port, each with the model; `grpc_port` is the port for gRPC, if it is served.
     `cache_bytes` is the memory for answers that are kept, `fallback` the package that answers while this one cannot.
+    Targets that run images take it from `image`, a reference by digest, and give it what `workload` says.
     """
 
     id: int
     source: str
     digest: str
     package: Path | None = None
+    image: str = ""
+    workload: Workload = field(default_factory=Workload)
+    origin: Origin = field(default_factory=Origin)
     created: str = ""
     env: Mapping[str, str] = field(default_factory=dict)
     cache_bytes: int | None = None

@@ -30,10 +30,27 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
+class Gate:
+    """Go on only if the revision, under its share of the traffic, keeps *rule* for so many *seconds*."""
+
+    revision_id: int
+    rule: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Shift:
-    """Give the traffic to these revisions, in percent."""
+    """Give the traffic to these revisions, in percent. What gets more is made ready first, then what gets less shrinks."""
 
     weights: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Run the revision in so many replicas."""
+
+    revision_id: int
+    replicas: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +66,7 @@ class Forget:
     """Stop all revisions and remove the name, its history and its files."""
 
 
-Action = Start | Check | Shift | Stop | Forget
+Action = Start | Check | Gate | Shift | Scale | Stop | Forget
 
 
 def running(release: Release) -> tuple[Revision, ...]:

@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 from mlopsnb.errors import DeployError, NotReady
 from mlopsnb.events import report_progress
-from mlopsnb.rollout import Action, Check, Forget, Shift, Start, Stop
+from mlopsnb.rollout import Action, Check, Forget, Gate, Scale, Shift, Start, Stop
 from mlopsnb.settings import settings
 from mlopsnb.targets import process_control
+from mlopsnb.targets.asking import get
 from mlopsnb.targets.process_state import KEEP_REVISIONS, ReleaseFiles, RevisionFiles
 
 if TYPE_CHECKING:
@@ -70,12 +71,31 @@ class Process:
                 self._stop(name, revision_id, failed=failed)
             case Forget():
                 self._forget(name)
-            case Check():
-                raise AssertionError("a check is made by whoever carries out the plan")
+            case Scale():
+                raise DeployError(
+                    "the process target runs one replica of a revision",
+                    hint="workers= gives one server several processes",
+                )
+            case Check() | Gate():
+                raise AssertionError("checks and gates are made by whoever carries out the plan")
 
     def logs(self, name: str, revision_id: int) -> Iterator[str]:
         """Yield the lines that the revision's process has written so far."""
         return self._files(name).revision(revision_id).lines()
+
+    @contextlib.contextmanager
+    def reach(self, name: str, revision_id: int) -> Iterator[str]:
+        """Yield the address of the revision's own socket."""
+        files = self._files(name).revision(revision_id)
+        if not files.is_alive():
+            raise DeployError(f"revision {revision_id} of {name!r} does not run", hint="deploy it again")
+        yield f"unix:{files.http}"
+
+    def ask(self, name: str, revision_id: int, path: str) -> Mapping[str, bytes]:
+        """GET *path* from the revision's process, the one replica that there is."""
+        files = self._files(name).revision(revision_id)
+        answer = get(f"unix:{files.http}", path) if files.is_alive() else None
+        return {} if answer is None else {"process": answer}
 
     def _files(self, name: str) -> ReleaseFiles:
         return ReleaseFiles(self.root / name)

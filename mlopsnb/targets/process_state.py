@@ -16,22 +16,22 @@ import shutil
 import time
 from collections import deque
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from mlopsnb.errors import DeployError
-from mlopsnb.records import Release, Revision
+from mlopsnb.records import Release
+from mlopsnb.targets.revisions import plain, restored
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
 KEEP_REVISIONS = 10
 """How many revisions stay for rollback and logs."""
 
 _PROTOCOL = 1
 _WRITES_WITHIN = 1.0
-_PATHS = ("package", "fallback")
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +208,7 @@ class ReleaseFiles:
                 hint=f"remove {self.root} and deploy again",
             )
         weights = {int(k): v for k, v in data["weights"].items()}
-        revisions = tuple(_revision(r) for r in data["revisions"])
+        revisions = tuple(restored(r) for r in data["revisions"])
         return replace(empty, revisions=revisions, weights=weights), data["port"]
 
     def write(self, release: Release, port: int | None) -> None:
@@ -217,23 +217,12 @@ class ReleaseFiles:
             "protocol": _PROTOCOL,
             "port": port,
             "weights": dict(release.weights),
-            "revisions": [_plain(r) for r in release.revisions],
+            "revisions": [plain(r) for r in release.revisions],
         }
         draft = self.root / "release.json.new"
         draft.touch(mode=0o600)  # a revision's environment may hold secrets
         draft.write_text(json.dumps(data, indent=1), encoding="utf-8")
         draft.replace(self.root / "release.json")
-
-
-def _plain(revision: Revision) -> Mapping[str, Any]:
-    data = asdict(revision)
-    del data["address"]
-    paths = {name: data[name] and str(data[name]) for name in _PATHS}
-    return {**data, **paths, "env": dict(revision.env)}
-
-
-def _revision(data: dict[str, Any]) -> Revision:
-    return Revision(**data | {name: Path(data[name]) for name in _PATHS if data.get(name)})
 
 
 def _user(uid: int) -> str:

@@ -11,7 +11,7 @@ from mlopsnb import manifest, plugins
 from mlopsnb.client import Client
 from mlopsnb.errors import DeployError, NotReady
 from mlopsnb.packages import export
-from mlopsnb.records import Release, Revision
+from mlopsnb.records import Origin, Release, Revision, Workload
 from mlopsnb.rollout import Forget, Shift, Start, Stop
 from mlopsnb.targets.process import Process
 
@@ -170,6 +170,32 @@ def test_of_many_claims_at_once_one_holds(make):
     for t in threads:
         t.join(SECONDS)
     assert (len(held), len(refused)) == (1, 7)
+
+
+def test_a_revision_is_reached_and_asked_before_it_has_traffic(make, packages):
+    target = make()
+    with target.claim("m"):
+        target.apply("m", Start(revision(1, packages[0])), timeout=SECONDS)
+        with target.reach("m", 1) as address:
+            assert answer(address) == 3.0
+        told = target.ask("m", 1, "/metrics")
+        assert len(told) == 1
+        assert all(b"# TYPE" in body for body in told.values())
+        assert target.ask("m", 1, "/no-such-page") == {}
+        target.apply("m", Stop(1, failed=True), timeout=SECONDS)
+    assert target.ask("m", 1, "/metrics") == {}
+    with pytest.raises(DeployError, match="does not run"), target.reach("m", 1):
+        pass
+
+
+def test_what_a_revision_may_use_and_who_deployed_it_is_remembered(make, packages):
+    target = make()
+    workload = Workload(replicas=1, secrets=("token",), tolerations=({"key": "gpu"},), ttl=60)
+    wanted = revision(1, packages[0], workload=workload, origin=Origin(user="ada", commit="1a2b"))
+    with target.claim("m"):
+        target.apply("m", Start(wanted), timeout=SECONDS)
+        [found] = make().observe("m").revisions
+    assert (found.workload, found.origin) == (wanted.workload, wanted.origin)
 
 
 def test_forgetting_removes_all_and_can_be_done_twice(make, packages):
