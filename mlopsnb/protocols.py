@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from mlopsnb.records import Artifact, ModelVersion, Release, Signature
     from mlopsnb.rollout import Action
     from mlopsnb.tensors import Example
+
+Delivery = Literal["package", "registry", "engine", "kind", "minikube", "k3d"]
+"""What a target runs: a package, or an image in a registry, in this machine's engine, or loaded into a local cluster."""
 
 Tensors = Mapping[str, "np.ndarray[Any, Any]"]
 Predict = Callable[[Tensors], Tensors]
@@ -111,6 +114,13 @@ class Builder(Protocol):
 
 class Target(Protocol):
     """Says what runs, and does one action. It plans nothing."""
+
+    def delivery(self) -> Delivery:
+        """Say what a revision has to come as: a package on this machine, or an image, and where that has to be.
+
+        Asked before anything is built; `DeployError` if the target cannot be reached, or could not get an image.
+        """
+        ...
 
     def observe(self, name: str) -> Release:
         """Say what is there under *name* now, from what really runs; an empty release if nothing is."""

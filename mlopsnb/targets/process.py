@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from mlopsnb.protocols import Delivery
     from mlopsnb.records import Release, Revision, RevisionState
 
 HOST = "127.0.0.1"
@@ -46,6 +47,10 @@ class Process:
 
     def __init__(self, *, state_dir: Path | None = None) -> None:
         self.root = (state_dir or settings().state_dir) / "process"
+
+    def delivery(self) -> Delivery:
+        """Say that it runs packages."""
+        return "package"
 
     def names(self) -> Sequence[str]:
         """List the names that have a state file of this user here."""
