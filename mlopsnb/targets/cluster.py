@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -167,7 +168,7 @@ class Cluster:
     @contextlib.contextmanager
     def watch(
         self, api: str, kind: str, *, version: str, labels: str = "", fields: str = "", seconds: float = 0.0
-    ) -> Iterator[Iterator[tuple[str, Object]]]:
+    ) -> Iterator[Watching]:
         """Yield what happens to objects of a kind after *version*, as (`ADDED`…`DELETED`, object), as it happens.
 
         It ends after *seconds*, a few minutes at most, or when the server wants it to: list again, and go on from there.
@@ -182,7 +183,7 @@ class Cluster:
         }
         answer = self._send("GET", self.path(api, kind), query=query, stream=True, read_seconds=lasts + 15)
         try:
-            yield _events(answer)
+            yield Watching(answer)
         finally:
             answer.close()
 
@@ -335,18 +336,30 @@ def _selectors(labels: str, fields: str) -> dict[str, str]:
     }
 
 
-def _events(answer: Any) -> Iterator[tuple[str, Object]]:
-    """Yield the events of a watch; a connection that breaks, or a version that is too old, ends it."""
-    urllib3 = need("urllib3", extra="kubernetes")
-    rest = b""
-    try:
-        for chunk in answer.stream(None):
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in filter(None, lines):
-                event = json.loads(line)
-                if event["type"] == "ERROR":
-                    return
-                if event["type"] != "BOOKMARK":
-                    yield event["type"], event["object"]
-    except (urllib3.exceptions.HTTPError, OSError):
-        return
+class Watching:
+    """The events of a watch. A connection that breaks, or a version that is too old, ends them."""
+
+    def __init__(self, answer: Any) -> None:
+        self._answer = answer
+
+    def __iter__(self) -> Iterator[tuple[str, Object]]:
+        urllib3 = need("urllib3", extra="kubernetes")
+        rest = b""
+        try:
+            for chunk in self._answer.stream(None):
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in filter(None, lines):
+                    event = json.loads(line)
+                    if event["type"] == "ERROR":
+                        return
+                    if event["type"] != "BOOKMARK":
+                        yield event["type"], event["object"]
+        except (urllib3.exceptions.HTTPError, OSError):
+            return
+
+    def cut(self) -> None:
+        """End the events for a thread that waits for the next one; called from another."""
+        line = getattr(self._answer.connection, "sock", None)
+        if line is not None:
+            with contextlib.suppress(OSError):
+                line.shutdown(socket.SHUT_RDWR)
