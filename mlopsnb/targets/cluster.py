@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -81,6 +82,7 @@ class Cluster:
         self.server = str(self._configuration.host)
         self._client = need("kubernetes.client", extra="kubernetes").ApiClient(self._configuration)
         self._answered = False
+        self._clock = 0.0
         self._versions: dict[str, frozenset[str]] = {}
 
     def _read(self, context: str) -> tuple[str, str]:
@@ -281,6 +283,7 @@ class Cluster:
                 settling = attempt > 0 and answer.status in (401, 403) and attempt < len(_PAUSES)
                 if not (patient and (answer.status in _AGAIN or settling)) or time.monotonic() > end:
                     self._answered = self._answered or answer.status < 500
+                    self._set_clock(answer.headers.get("date"))
                     if stream and answer.status >= 300:
                         raise translated(answer.status, answer.read(), self._doing(method, path))
                     return answer
@@ -292,6 +295,14 @@ class Cluster:
         """Return the headers that say who asks; credentials that have expired are renewed."""
         settings = self._configuration.auth_settings().values()
         return {"user-agent": MANAGER} | {s["key"]: s["value"] for s in settings if s["in"] == "header"}
+
+    def now(self) -> float:
+        """Return the time by the API server's clock, to about a second, in seconds since 1970."""
+        return time.monotonic() + self._clock
+
+    def _set_clock(self, said: str | None) -> None:
+        with contextlib.suppress(TypeError, ValueError):
+            self._clock = parsedate_to_datetime(said or "").timestamp() - time.monotonic()
 
     @property
     def configuration(self) -> Any:

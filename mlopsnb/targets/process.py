@@ -28,6 +28,7 @@ from mlopsnb.settings import settings
 from mlopsnb.targets import process_control
 from mlopsnb.targets.asking import get
 from mlopsnb.targets.process_state import KEEP_REVISIONS, ReleaseFiles, RevisionFiles
+from mlopsnb.targets.revisions import model_version
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -273,7 +274,7 @@ class _Launch:
                 "mlopsnb.serving",
                 str(self.files.package),
             ),  # -P: not from the notebook's folder
-            *("--name", self.name, "--version", _model_version(self.revision)),
+            *("--name", self.name, "--version", model_version(self.revision)),
             *("--uds", str(self.files.http), "--control", str(self.files.control)),
             *("--log-file", str(self.files.log)),  # the same as descriptors 1 and 2, which it keeps bounded
             *("--workers", str(self.revision.workers)),
@@ -309,12 +310,6 @@ class _Launch:
         lines = self.files.last_lines()
         log = "\n  last lines of its log:\n    " + "\n    ".join(lines) if lines else ""
         return NotReady(f"revision {self.revision.id} of {self.name!r} {what}{log}", hint=hint)
-
-
-def _model_version(revision: Revision) -> str:
-    """Return what clients see as the version: that of `models:/fraud/3`, or the revision's number."""
-    tail = revision.source.rpartition("/")[2]
-    return tail if revision.source.startswith("models:/") and tail else str(revision.id)
 
 
 def _observed(revision: Revision, files: RevisionFiles) -> Revision:
