@@ -21,6 +21,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from mlopsnb import interrupts
 from mlopsnb.errors import DeployError, NotReady
 from mlopsnb.events import report_progress
 from mlopsnb.rollout import Action, Check, Forget, Gate, Scale, Shift, Start, Stop
@@ -239,7 +240,7 @@ class _Launch:
         log = _above(os.open(self.files.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
         fcntl.flock(alive, fcntl.LOCK_EX)
         try:
-            with _uninterrupted():
+            with interrupts.held():  # a process must not exist before its number is written down
                 self.pid = os.posix_spawn(
                     sys.executable,
                     self._command(),
@@ -335,16 +336,6 @@ def _copy(package: Path, place: Path) -> None:
             f"the model package cannot be copied to {place}: {exc.strerror or exc}",
             hint="free some space there, or set MLOPSNB_STATE_DIR to another disk",
         ) from exc
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C back for a moment: a process must not exist before its number is written down."""
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def _above(fd: int) -> int:
