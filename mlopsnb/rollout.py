@@ -84,6 +84,12 @@ def serving(release: Release) -> Revision | None:
     return live[max(live, key=release.weights.__getitem__)] if live else None
 
 
+def version(revision: Revision) -> str:
+    """Return what clients see as the model's version: that of `models:/fraud/3`, or the revision's number."""
+    tail = revision.source.rpartition("/")[2]
+    return tail if revision.source.startswith("models:/") and tail else str(revision.id)
+
+
 def next_id(release: Release) -> int:
     """Return the number that the next revision gets. Numbers are never used twice."""
     return max((r.id for r in release.revisions), default=0) + 1
