@@ -27,6 +27,7 @@ Step = Literal[
     "gate",
     "route",
     "scale",
+    "watch",
     "restore",
     "delete",
 ]
@@ -38,7 +39,8 @@ class Event:
     """One thing that happened in one step.
 
     `message` is a short line for people; `fraction` is how much of the step is done (0 to 1), if known. A step that
-    moves data says how many bytes are `done`, of how many in `total` if that is known.
+    moves data says how many bytes are `done`, of how many in `total` if that is known. `shown` is a record of what is
+    known so far, with `_repr_html_`, for whoever can show it while the step goes on.
     """
 
     step: Step
@@ -47,6 +49,7 @@ class Event:
     fraction: float | None = None
     done: int | None = None
     total: int | None = None
+    shown: object | None = None
 
 
 class Reporter(Protocol):

@@ -54,6 +54,9 @@ class Settings:
     image_cache_bytes: int = 20_000_000_000
     """How much the layers and environments of past builds may take; the oldest go first."""
 
+    prometheus: str = ""
+    """Address of a Prometheus server that scrapes what is deployed, for `metrics`; empty asks the replicas themselves."""
+
     status: str = "auto"
     """How a notebook shows progress: `auto`, `widget`, `display` (updated output), `lines` or `off`."""
 

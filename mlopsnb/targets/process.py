@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from mlopsnb import interrupts
 from mlopsnb.errors import DeployError, NotReady
 from mlopsnb.events import report_progress
-from mlopsnb.rollout import Action, Check, Forget, Gate, Scale, Shift, Start, Stop
+from mlopsnb.rollout import Action, Check, Forget, Gate, Scale, Shift, Start, Stop, version
 from mlopsnb.settings import settings
 from mlopsnb.targets import process_control
 from mlopsnb.targets.asking import get
@@ -52,6 +52,10 @@ class Process:
     def delivery(self) -> Delivery:
         """Say that it runs packages."""
         return "package"
+
+    def splits(self) -> bool:
+        """Say that one revision at a time has the socket, and all traffic with it."""
+        return False
 
     def names(self) -> Sequence[str]:
         """List the names that have a state file of this user here."""
@@ -274,7 +278,7 @@ class _Launch:
                 "mlopsnb.serving",
                 str(self.files.package),
             ),  # -P: not from the notebook's folder
-            *("--name", self.name, "--version", _model_version(self.revision)),
+            *("--name", self.name, "--version", version(self.revision)),
             *("--uds", str(self.files.http), "--control", str(self.files.control)),
             *("--log-file", str(self.files.log)),  # the same as descriptors 1 and 2, which it keeps bounded
             *("--workers", str(self.revision.workers)),
@@ -310,12 +314,6 @@ class _Launch:
         lines = self.files.last_lines()
         log = "\n  last lines of its log:\n    " + "\n    ".join(lines) if lines else ""
         return NotReady(f"revision {self.revision.id} of {self.name!r} {what}{log}", hint=hint)
-
-
-def _model_version(revision: Revision) -> str:
-    """Return what clients see as the version: that of `models:/fraud/3`, or the revision's number."""
-    tail = revision.source.rpartition("/")[2]
-    return tail if revision.source.startswith("models:/") and tail else str(revision.id)
 
 
 def _observed(revision: Revision, files: RevisionFiles) -> Revision:
