@@ -20,9 +20,11 @@ import argparse
 import asyncio
 import contextlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -101,30 +103,22 @@ class Load:
     body: bytes
     rate: float = 200.0
     kept: float = 0.5
-    _process: subprocess.Popen[str] | None = None
+    _process: subprocess.Popen[bytes] | None = None
+    _records: Path = Path()
     _phases: list[tuple[str, float, float]] = field(default_factory=list)
     _report: Report | None = None
 
     def __enter__(self) -> Self:
-        command = [
-            sys.executable,
-            __file__,
-            self.url,
-            "--rate",
-            str(self.rate),
-            "--kept",
-            str(self.kept),
-            "--records",
-        ]
+        self._records = Path(tempfile.mkdtemp(prefix="open-loop-")) / "records.json"
+        command = [sys.executable, __file__, self.url, "--rate", str(self.rate), "--kept", str(self.kept)]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+            [*command, "--records", str(self._records)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(self.body.decode())
+        self._process.stdin.write(self.body)
         self._process.stdin.close()
-        self._process.stdin = None
-        if self._process.stdout.readline() != "sending\n":
+        if self._process.stdout.readline() != b"sending\n":
             raise RuntimeError("the load's process ended before it sent anything")
         return self
 
@@ -132,10 +126,15 @@ class Load:
         assert self._process is not None
         self._process.send_signal(signal.SIGTERM)
         try:
-            told, _ = self._process.communicate(timeout=_END_SECONDS)
+            self._process.wait(_END_SECONDS)
+            outcomes = json.loads(self._records.read_bytes())
         finally:
             self._process.kill()
-        self._report = Report([Outcome(*record) for record in json.loads(told)], tuple(self._phases))
+            self._process.wait()
+            assert self._process.stdout is not None
+            self._process.stdout.close()
+            shutil.rmtree(self._records.parent)
+        self._report = Report([Outcome(*outcome) for outcome in outcomes], tuple(self._phases))
 
     @contextlib.contextmanager
     def phase(self, name: str, *, after: float = 1.0) -> Iterator[None]:
@@ -258,7 +257,7 @@ def _loop_factory() -> Any:
 
 
 def main() -> None:
-    """Send, and print what became of it; with --records each request, as JSON, for `Load`."""
+    """Send, and print what became of it; or, with --records, each request."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("url")
     parser.add_argument("--body", type=Path, help="file with the request's JSON (default: standard input)")
@@ -269,12 +268,15 @@ def main() -> None:
     parser.add_argument(
         "--seconds", type=float, default=float("inf"), help="how long (default: until SIGTERM)"
     )
-    parser.add_argument("--records", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--records", type=Path, help="write each request into this file, as JSON")
     asked = parser.parse_args()
     body = asked.body.read_bytes() if asked.body else sys.stdin.buffer.read()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         outcomes = runner.run(_main(asked, body))
-    print(json.dumps(outcomes) if asked.records else Report(outcomes))
+    if asked.records:
+        asked.records.write_text(json.dumps(outcomes))
+    else:
+        print(Report(outcomes))
 
 
 if __name__ == "__main__":
