@@ -60,6 +60,7 @@ def diagnose(observed: Observed) -> Verdict | None:
         message=f"the deployment {name_of(observed.deployment)} made no progress{within}"
         + (f": {found.message}" if found else ""),
         hint=found.hint if found else "look at the log of its pods; a longer timeout= gives it more time",
+        log=found.log if found else (),
     )
 
 

@@ -20,8 +20,8 @@ UNREADY = 20.0
 RETRIED = 10.0
 """Seconds after which the kubelet has tried once more to make a container."""
 
-TOLD = 3.0
-"""Seconds until the event that says who killed a container has come; the container's state comes before it."""
+TOLD = 15.0
+"""Seconds until the event that says who killed a container has come: a node with much to tell holds events back."""
 
 LAST_LINES = 10
 
@@ -35,6 +35,9 @@ _EXITS = {
 """The exit codes of `python -m mlopsnb.serving`, all of them final: it would end like this each time."""
 
 _OUR_ERROR = "mlopsnb.serving: error: "
+_PROBED = (
+    "its liveness or startup probe may have had it killed, or a lack of memory: kubectl describe pod tells"
+)
 _KILLS = (0, 137, 143)
 """Exit codes of a container that was stopped: drained, SIGKILL, SIGTERM."""
 
@@ -208,25 +211,32 @@ def _cannot_run(pod: Object, said: str) -> Verdict:
 # ---------------------------------------------------------------------------------------------- ended
 def _crash(observed: Observed, pod: Object, status: Object, last: Object) -> Verdict:
     code, restarts = number(last, "exitCode"), number(status, "restartCount")
-    waits = text(status, "state", "waiting", "reason") == "CrashLoopBackOff"
-    times = restarts + (at(status, "state", "terminated") is not None)
-    log = list(observed.logs.get((name_of(pod), text(status, "name")), ()))
+    log = _log(observed, pod, status)
     ours = next((line.split(_OUR_ERROR)[1] for line in reversed(log) if _OUR_ERROR in line), "")
     if ours or (code in _EXITS and _is_our_server(pod, status)):
+        why = ours or _EXITS[code]
         return Verdict(
             kind="CrashLoopBackOff",
-            message=f"the server in pod {name_of(pod)} could not start (exit code {code}): {ours or _EXITS[code]}",
+            message=f"the server in pod {name_of(pod)} could not start (exit code {code}): {why}",
             hint=_hint_of(code),
+            log=() if ours else log,
         )
-    by_probe = code in _KILLS and _has_probe(pod, status)
-    again = TOLD if by_probe else 0.0
+    times = restarts + (at(status, "state", "terminated") is not None)
+    again = times > 1 or text(status, "state", "waiting", "reason") == "CrashLoopBackOff"
+    probed = code in _KILLS and _has_probe(pod, status)
     return Verdict(
         kind="CrashLoopBackOff",
         message=f"the container {text(status, 'name')} of pod {name_of(pod)} {_ended(code)}"
-        f"{f', {times} times by now' if times > 1 else ''}{quoted(log)}",
-        hint=_hint(code, log),
-        grace=again if waits or times > 1 else NEVER,  # once may be chance: what it needs may not be up yet
+        f"{f', {times} times by now' if times > 1 else ''}",
+        hint=_PROBED if probed else _hint(code, log),
+        # Once may be chance: what it needs may not be up yet.
+        grace=NEVER if not again else TOLD if probed and observed.events is not None else 0.0,
+        log=log,
     )
+
+
+def _log(observed: Observed, pod: Object, status: Object) -> tuple[str, ...]:
+    return tuple(observed.logs.get((name_of(pod), text(status, "name")), ()))
 
 
 def _is_our_server(pod: Object, status: Object) -> bool:
@@ -239,11 +249,6 @@ def _is_our_server(pod: Object, status: Object) -> bool:
 def _words(spec: Object, key: str) -> list[str]:
     found = spec.get(key)
     return [str(w) for w in found] if isinstance(found, list) else []
-
-
-def quoted(lines: Sequence[str]) -> str:
-    """Return log lines as the end of a message."""
-    return "; the last lines of its log:" + "".join(f"\n    {line}" for line in lines) if lines else ""
 
 
 def _ended(code: int) -> str:
@@ -311,7 +316,8 @@ def _killed_by_probe(observed: Observed, pod: Object, status: Object) -> Verdict
             message=f"the container {name} of pod {name_of(pod)} was killed because its {probe} probe failed{answer}",
             hint=_probe_hint(answer)
             if probe == "liveness"
-            else "it needs longer to start than the probe grants, or does not answer at all: look at its log",
+            else "it needs longer to start than the probe grants, or does not answer at all",
+            log=_log(observed, pod, status),
         )
     return None
 

@@ -39,7 +39,7 @@ _ANSWERS = (
         "the administrator has to give the nodes' container engine the CA of {host}",
     ),
     _answer(
-        r"server gave HTTP response to HTTPS client",
+        r"server gave HTTP response to HTTPS client|does not look like a TLS handshake",
         "{host} speaks plain HTTP, and the nodes expect HTTPS",
         "use a registry with TLS, or have {host} listed as an insecure registry in the nodes' container engine",
     ),

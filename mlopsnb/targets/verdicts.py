@@ -48,18 +48,25 @@ class Verdict:
     """Why a revision is not ready: what happened and what was found (`message`), and what to do (`hint`).
 
     `grace` is for how many seconds the same kind has to be found before it is certain, because until then it may
-    pass by itself.
+    pass by itself. `log` are the last lines of the container that it is about, if it has died.
     """
 
     kind: Kind
     message: str
     hint: str
     grace: float = 0.0
+    log: tuple[str, ...] = ()
 
     @property
     def final(self) -> bool:
         """Say whether waiting on is of no use."""
         return self.grace == 0
+
+    @property
+    def told(self) -> str:
+        """The message with the log lines below it."""
+        lines = "".join(f"\n    {line}" for line in self.log)
+        return f"{self.message}\n  last lines of its log:{lines}" if lines else self.message
 
 
 Object = Mapping[str, Any]

@@ -257,7 +257,7 @@ class _Wait:
         rows = tuple(replica(pod, self._seen.observed()) for pod in self._seen.pods)
         line = self._line(rows)
         if verdict and verdict.grace < NEVER:
-            line += f"; {verdict.message.splitlines()[0]}"
+            line += f"; {verdict.message}"
         if self._seen.lost:
             line += "; the API server does not answer, waiting for it"
         wanted = self._wanted()
@@ -277,7 +277,7 @@ class _Wait:
     def _not_ready(self, what: str, verdict: Verdict | None) -> NotReady:
         if verdict:
             return NotReady(
-                f"{self._seen.name} {what}: {verdict.message}", hint=verdict.hint, reason=verdict.kind
+                f"{self._seen.name} {what}: {verdict.told}", hint=verdict.hint, reason=verdict.kind
             )
         rows = tuple(replica(pod, self._seen.observed()) for pod in self._seen.pods)
         blind = "; events, which may say why, may not be read" if "Event" in self._seen.hidden else ""
@@ -286,6 +286,12 @@ class _Wait:
             hint="a longer timeout= gives it more time",
             reason="Timeout",
         )
+
+
+def _lines(log: bytes) -> list[str]:
+    """Return the lines of a log; none if all it says is that the container's files are gone."""
+    lines = log.decode(errors="replace").splitlines()
+    return [line for line in lines if not line.startswith("unable to retrieve container logs for ")]
 
 
 def _key(found: Object) -> str:
