@@ -153,3 +153,13 @@ def admin_context():
     if reason := _silent("kubectl", *(("--context", context) if context else ()), "auth", "can-i", "*", "*"):
         pytest.skip(f"MLOPSNB_TEST_CONTEXT is not an administrator's: {reason}")
     return context
+
+
+@pytest.fixture
+def space(admin_context):
+    """kubectl as an administrator in a namespace of this test alone, which is removed behind it."""
+    admin, name = Kubectl(admin_context), f"test-{os.urandom(4).hex()}"
+    admin("create", "namespace", name)
+    yield Kubectl(admin_context, name)
+    admin("--namespace", name, "delete", "pods", "--all", "--grace-period=1", "--wait=false")
+    admin("delete", "namespace", name, "--wait=false")

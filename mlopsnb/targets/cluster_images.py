@@ -16,8 +16,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from mlopsnb.errors import DeployError
-from mlopsnb.extras import need
+from mlopsnb import dockerd
+from mlopsnb.errors import DeployError, MissingExtra
 from mlopsnb.targets.cluster_errors import Forbidden, Rejected
 
 if TYPE_CHECKING:
@@ -134,10 +134,9 @@ def decide(
 def _engine_pods() -> frozenset[str] | None:
     """Return the UIDs of the pods whose containers this machine's engine runs; None if there is no engine."""
     try:
-        docker = need("docker", extra="docker")
-        with contextlib.closing(docker.from_env(timeout=_ENGINE_SECONDS)) as client:
+        with contextlib.closing(dockerd.connect(seconds=_ENGINE_SECONDS)) as client:
             listed = client.api.containers(filters={"label": _POD_UID})
-    except Exception:  # noqa: BLE001  whatever is wrong with it, it cannot be used
+    except (dockerd.Unavailable, MissingExtra):
         return None
     return frozenset(container["Labels"][_POD_UID] for container in listed)
 

@@ -24,7 +24,7 @@ from mlopsnb.targets.cluster_errors import Forbidden
 from mlopsnb.targets.cluster_history import Entry, History
 from mlopsnb.targets.cluster_seen import Seen, look
 from mlopsnb.targets.forwarding import Forward
-from mlopsnb.targets.manifests import HTTP_PORT, MANAGED, NAME, workload_name
+from mlopsnb.targets.manifests import HTTP_PORT, MANAGED, NAME, REVISION, workload_name
 from mlopsnb.targets.shares import replicas_for
 from mlopsnb.targets.watching import wait_ready
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _LAST_LINES = 50
 _ENDPOINT_SECONDS = 30.0
+_ENDING_SECONDS = 30.0
 
 
 class Kubernetes:
@@ -300,6 +301,15 @@ class Kubernetes:
         else:
             history.update(lambda s: s.with_revision(number, state="stopped"))
         self._cluster.delete("apps/v1", "Deployment", workload_name(name, number))
+        with contextlib.suppress(TimeoutError):
+            self._await_ending(name, _ENDING_SECONDS, number)
+
+    def _await_ending(self, name: str, seconds: float, number: int | None = None) -> None:
+        """Wait until the pods of a name, or of one revision, have been told to end; they answer what they have in work."""
+        chosen = {NAME: name} if number is None else {NAME: name, REVISION: str(number)}
+        self._cluster.until(
+            "v1", "Pod", _all_are_ending, labels=cluster_pods.chosen_by(chosen), seconds=seconds
+        )
 
     def _last_lines(self, name: str, number: int) -> tuple[str, ...]:
         found = cluster_pods.pods(self._cluster, name, number)
@@ -312,9 +322,8 @@ class Kubernetes:
         chosen = f"{MANAGED},{NAME}={name}"
         for each in self._cluster.list("apps/v1", "Deployment", labels=chosen):
             self._cluster.delete("apps/v1", "Deployment", each["metadata"]["name"])
-        # They end by themselves when they have answered what they have in work.
         try:
-            self._cluster.until("v1", "Pod", _all_are_ending, labels=chosen, seconds=timeout)
+            self._await_ending(name, timeout)
         except TimeoutError as exc:
             raise DeployError(
                 f"the cluster does not end the pods of {name!r}: {exc}", hint="delete it again"
