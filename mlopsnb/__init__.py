@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mlopsnb.errors import InvalidSettings as InvalidSettings
     from mlopsnb.errors import MissingExtra as MissingExtra
     from mlopsnb.errors import MlopsnbError as MlopsnbError
+    from mlopsnb.errors import NotEnoughRequests as NotEnoughRequests
     from mlopsnb.errors import NotReady as NotReady
     from mlopsnb.errors import ParityError as ParityError
     from mlopsnb.errors import StepError as StepError
@@ -48,8 +49,8 @@ _HOMES = {
     "mlopsnb.deployment": ("Deployment", "deployments", "get"),
     "mlopsnb.errors": (
         *("BuildError", "DeployError", "ExportError", "GateRejected", "InvalidSettings", "MissingExtra"),
-        *("MlopsnbError", "NotReady", "ParityError", "StepError", "TrackingError", "UnknownBackend"),
-        *("UnsupportedModel", "UserError"),
+        *("MlopsnbError", "NotEnoughRequests", "NotReady", "ParityError", "StepError", "TrackingError"),
+        *("UnknownBackend", "UnsupportedModel", "UserError"),
     ),
     "mlopsnb.flow": ("deploy", "log"),
     "mlopsnb.images.image": ("Image",),

@@ -20,11 +20,12 @@ from mlopsnb.rollout import Action, Check, Forget, Gate, Scale, Shift, Start, St
 from mlopsnb.settings import settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from mlopsnb.client import Client
+    from mlopsnb.monitoring.traffic import Traffic
     from mlopsnb.protocols import Target
-    from mlopsnb.records import Release, Revision
+    from mlopsnb.records import Origin, Release, Revision
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _RESTORED = "what served before serves on"
@@ -71,19 +72,33 @@ def _carry_out(target: Target, name: str, action: Action, timeout: float) -> Non
         case Shift(weights):
             with step("route") as log:
                 target.apply(name, action, timeout=timeout)
-                log.result = f"{target.observe(name).url} → revision {', '.join(map(str, weights))}"
+                log.result = _shares(target.observe(name), weights)
         case Scale(_, replicas):
             with step("scale") as log:
                 target.apply(name, action, timeout=timeout)
                 log.result = f"{replicas} replica{'s' if replicas != 1 else ''}"
-        case Gate():
-            raise DeployError("gates are not evaluated yet")
+        case Gate(_, rule, seconds):
+            from mlopsnb.monitoring import gates
+
+            with step("gate", f"{rule or 'pause'}, for {seconds:g} s") as log:
+                log.result = gates.hold(target, name, action)
         case Stop():
             target.apply(name, action, timeout=timeout)
         case Forget():
             with step("delete") as log:
                 target.apply(name, action, timeout=timeout)
                 log.result = f"{name} is gone"
+
+
+def _shares(release: Release, wanted: Mapping[int, int]) -> str:
+    """Say who gets the traffic, and where the target could not do exactly what was *wanted*."""
+    if len(wanted) == 1:
+        return f"{release.url} → revision {next(iter(wanted))}"
+    told = ", ".join(f"revision {r} {share} %" for r, share in sorted(release.weights.items()))
+    asked = ", ".join(f"{share} %" for _, share in sorted(wanted.items()))
+    return (
+        f"{release.url} → {told}{'' if release.weights == wanted else f' (of {asked} that were asked for)'}"
+    )
 
 
 def _check(target: Target, name: str, revision_id: int) -> str:
@@ -115,11 +130,15 @@ def _restore(target: Target, name: str, before: Release, cause: BaseException, t
                 for action in undo:
                     target.apply(name, action, timeout=timeout)
                 log.result = _RESTORED if before.weights else "nothing was left behind"
+        left = target.observe(name).weights
     except Exception as second:  # noqa: BLE001
         cause.add_note(f"restoring what served before failed too: {second}")
     else:
-        if before.weights and isinstance(cause, MlopsnbError):
-            cause.add_note(f"{_RESTORED}: revision {max(before.weights)} of {name!r}")
+        if left and isinstance(cause, MlopsnbError):
+            how = (
+                _RESTORED if set(left) <= set(before.weights) else "what served before has ended; serving now"
+            )
+            cause.add_note(f"{how}: revision {' and '.join(map(str, sorted(left)))} of {name!r}")
 
 
 class Deployment:
@@ -222,29 +241,110 @@ class Deployment:
         lines = list(self._target.logs(self.name, number))
         return "\n".join(lines[-tail:] if tail else lines)
 
-    def rollback(self) -> Deployment:
-        """Serve the revision before the present one again, as a new revision, without a failed request in between.
+    def metrics(self, seconds: float | str = 1.0) -> Traffic:
+        """Return what is sent to it and how it answers: rates, errors by kind, quantiles, batches, queue, CPU and memory.
 
-        Raises `UserError` if there is none before it.
+        Watches for so many *seconds* (or a span such as `5m`), a figure each second or so, per revision, so that a canary
+        is seen beside the stable one; the totals since the start are there too. Where the setting `prometheus` names a
+        server it tells of the *seconds* that have passed, and nothing is waited for.
+        Raises `DeployError` if nothing runs or answers.
+        """
+        from mlopsnb import durations
+        from mlopsnb.monitoring import traffic
+
+        release = self.release
+        if not rollout.running(release):
+            raise self._nothing_serves(release)
+        span = durations.seconds(seconds, of="seconds")
+        return traffic.watch(self._target, release, seconds=span, prometheus=settings().prometheus)
+
+    def rollback(self, to: int | None = None) -> Deployment:
+        """Serve an earlier revision again, as a new revision, without a failed request in between.
+
+        Without *to* it is the one before the present one; while a canary is under way, the canary is ended and the stable
+        revision gets all traffic back. Raises `UserError` if there is none, or no revision *to* that can serve.
         """
         with self._target.claim(self.name):
             release = self.release
+            pair = rollout.trial(release)
+            if pair and to in (None, pair[0].id):
+                execute(self._target, self.name, rollout.abandon(release), timeout=settings().timeout)
+                return self
+            old = self._earlier(release, to)
             current = self._current(release)
-            before = [r for r in release.revisions if current and r.id < current.id and r.state != "failed"]
-            if not before:
-                raise UserError(
-                    f"{self.name!r} has no revision to roll back to", hint="deploy another version first"
-                )
             new = replace(
-                before[-1],
+                old,
                 id=rollout.next_id(release),
-                note=f"rollback to revision {before[-1].id}",
+                note=f"rollback to revision {old.id}",
                 created=now(),
+                origin=origin(),
                 state="starting",
                 port=None,
                 grpc_port=current.grpc_port if current else None,
             )
             execute(self._target, self.name, rollout.rolling(release, new), timeout=settings().timeout)
+        return self
+
+    def _earlier(self, release: Release, to: int | None) -> Revision:
+        """Return the revision to roll back to; `UserError` if there is none."""
+        current = self._current(release)
+        usable = {r.id: r for r in release.revisions if r.state != "failed" and r != current}
+        if to is None:
+            before = [r for r in usable if current and r < current.id]
+            if not before:
+                raise UserError(
+                    f"{self.name!r} has no revision to roll back to", hint="deploy another version first"
+                )
+            return usable[before[-1]]
+        if to in usable:
+            return usable[to]
+        if current and to == current.id:
+            raise UserError(f"revision {to} of {self.name!r} serves already")
+        known = {r.id: r.state for r in release.revisions}
+        found = (
+            f"revision {to} of {self.name!r} failed"
+            if to in known
+            else f"{self.name!r} has no revision {to!r}"
+        )
+        raise UserError(f"{found}; it can go back to: {', '.join(map(str, usable)) or 'none'}")
+
+    def promote(self) -> Deployment:
+        """Give the canary all traffic and stop the others, without a failed request in between.
+
+        Raises `UserError` if no canary is under way.
+        """
+        with self._target.claim(self.name):
+            release = self.release
+            if rollout.trial(release) is None:
+                raise UserError(
+                    f"no canary of {self.name!r} is under way", hint="deploy(…, canary=10) starts one"
+                )
+            execute(self._target, self.name, rollout.promote(release), timeout=settings().timeout)
+        return self
+
+    def scale(self, n: int) -> Deployment:
+        """Serve with *n* replicas. Raises `UserError` during a canary, `DeployError` if the target cannot."""
+        if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+            raise UserError(
+                f"replicas must be a number above 0, found {n!r}", hint="delete() ends a deployment"
+            )
+        with self._target.claim(self.name):
+            release = self.release
+            current = rollout.serving(release)
+            if current is None:
+                raise self._nothing_serves(release)
+            if rollout.trial(release):
+                raise UserError(
+                    f"a canary of {self.name!r} is under way, which has its share by its replicas",
+                    hint="promote() or rollback() it first",
+                )
+            if current.workload.replicas == n and current.workload.max_replicas is None:
+                with step("scale") as log:
+                    log.result = (
+                        f"nothing changed: revision {current.id} has {n} replica{'s' if n != 1 else ''}"
+                    )
+                return self
+            execute(self._target, self.name, (Scale(current.id, n),), timeout=settings().timeout)
         return self
 
     def delete(self) -> None:
@@ -269,6 +369,13 @@ class Deployments(tuple[Deployment, ...]):
     """Deployments: a tuple that notebooks show as a table."""
 
     __slots__ = ()
+
+
+def origin() -> Origin:
+    """Return who deploys, from which machine, notebook and commit, as revisions note it."""
+    from mlopsnb.tracking import provenance
+
+    return provenance.origin()
 
 
 def now() -> str:

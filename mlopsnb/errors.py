@@ -15,6 +15,7 @@ Our exception hierarchy:
     + DeployError
       - NotReady         the revision did not become ready
   x GateRejected         an evaluation gate said no
+    + NotEnoughRequests  too few came to say anything
 
 A message says what happened and what was found; `hint` says what to do next.
 Foreign errors are translated where they arise, `from` their cause.
@@ -146,3 +147,7 @@ class NotReady(DeployError):
 
 class GateRejected(MlopsnbError):
     """An evaluation gate said no; what served before serves on."""
+
+
+class NotEnoughRequests(GateRejected):
+    """Too few requests came for a gate to say anything; what served before serves on."""

@@ -27,6 +27,7 @@ Step = Literal[
     "gate",
     "route",
     "scale",
+    "watch",
     "restore",
     "delete",
 ]
@@ -48,7 +49,8 @@ class Event:
 
     `message` is a short line for people; `fraction` is how much of the step is done (0 to 1), if known. A step that
     moves data says how many bytes are `done`, of how many in `total` if that is known; one that starts several copies
-    of a server says in `replicas` how each is, None if it has nothing to say of them.
+    of a server says in `replicas` how each is, None if it has nothing to say of them. `shown` is a record of what is
+    known so far, with `_repr_html_`, for whoever can show it while the step goes on.
     """
 
     step: Step
@@ -58,6 +60,7 @@ class Event:
     done: int | None = None
     total: int | None = None
     replicas: tuple[Replica, ...] | None = None
+    shown: object | None = None
 
 
 class Reporter(Protocol):

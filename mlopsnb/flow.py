@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlopsnb import plugins, rollout
-from mlopsnb.deployment import Deployment, check_name, execute, now
+from mlopsnb import plugins, rollout, strategies
+from mlopsnb.deployment import Deployment, check_name, execute, now, origin
 from mlopsnb.errors import UserError
 from mlopsnb.events import step
 from mlopsnb.packages import TRACKER, export, fetch, find, name_of, pick_format
@@ -19,7 +19,7 @@ from mlopsnb.records import Artifact, ModelVersion, Revision
 from mlopsnb.settings import settings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from mlopsnb.protocols import Target, Tracker
     from mlopsnb.rollout import Action
@@ -90,6 +90,11 @@ def deploy(
     cache_bytes: int | None = None,
     fallback: Artifact | ModelVersion | str | None = None,
     workers: int = 1,
+    strategy: str | None = None,
+    canary: int | Sequence[int] | str | None = None,
+    gate: str | None = None,
+    pause: float | str | None = None,
+    force: bool = False,
     timeout: float | None = None,
     dry_run: bool = False,
 ) -> Any:
@@ -114,6 +119,14 @@ def deploy(
         fallback: an `Artifact`, a `ModelVersion` or a URI: a smaller model of the same signature, which answers
             while this one fails, is overloaded or late.
         workers: processes that share the port, each with the model in its memory.
+        strategy: `rolling` (the default), `blue-green` or `canary`.
+        canary: the canary's shares of the traffic in percent. `10` stays there until `promote()` or `rollback()`;
+            `(10, 50)` goes on by itself, with a gate or a pause at each, and then gets all.
+        gate: what the new revision has to keep under real traffic, such as ``error_rate<0.01 and p99_ms<200``: a canary
+            at each of its shares, otherwise after the switch while the old one still runs. If it does not, the old one
+            serves on.
+        pause: how long each of these takes, such as `30s` (the default with a gate) or `5m`.
+        force: deploy also what runs already in just this way; without it that changes nothing.
         timeout: seconds to wait for the new revision to become ready.
         dry_run: return the actions that would be carried out, and do nothing.
 
@@ -121,17 +134,22 @@ def deploy(
         The `Deployment`, or with *dry_run* a tuple of actions.
 
     Raises:
+        GateRejected: the gate said no, or (`NotEnoughRequests`) could not tell.
         DeployError: the target failed or refused; `NotReady` if the model server did not become ready.
         UserError, ExportError, TrackingError: from the steps before.
     """
     chosen = settings(target=target, timeout=timeout)
     backend: Target = plugins.create("target", chosen.target)
     name = check_name(name or name_of(what, of="a deployment"))
+    how = strategies.choose(strategy=strategy, canary=canary, gate=gate, pause=pause)
+    how.check(backend, name, chosen.target)
     draft = Revision(
         id=0,
         source="",
         digest="",
         created=now(),
+        origin=origin(),
+        note=how.note,
         env=_checked(env),
         port=_checked_port(port),
         grpc_port=_checked_grpc_port(grpc_port, port),
@@ -140,7 +158,7 @@ def deploy(
     )
     spare = _found_fallback(fallback)
     if dry_run:
-        return _plan(backend, name, draft, source=_describe(what))
+        return _plan(backend, name, draft, how, source=_describe(what))
     with backend.claim(name), tempfile.TemporaryDirectory(prefix="mlopsnb-") as scratch:
         version, artifact = _version(
             what, name=name, example=example, reference=reference, metrics=metrics, format=format
@@ -150,8 +168,11 @@ def deploy(
         if spare is not None:
             found = spare if isinstance(spare, Artifact) else fetch(spare, Path(scratch) / "fallback")
             draft = replace(draft, fallback=found.path)
-        plan = _plan(backend, name, draft, source=version.uri, artifact=artifact)
-        execute(backend, name, plan, timeout=chosen.timeout)
+        plan = _plan(backend, name, draft, how, source=version.uri, artifact=artifact)
+        new = next(a.revision for a in plan if isinstance(a, rollout.Start))
+        named = isinstance(what, str | ModelVersion)
+        if force or not strategies.keep(backend.observe(name), new, named=named):
+            execute(backend, name, plan, timeout=chosen.timeout)
     return Deployment(name, backend, chosen.target)
 
 
@@ -210,7 +231,13 @@ def _found_fallback(what: object) -> Artifact | ModelVersion | None:
 
 
 def _plan(
-    backend: Target, name: str, draft: Revision, *, source: str, artifact: Artifact | None = None
+    backend: Target,
+    name: str,
+    draft: Revision,
+    how: strategies.Strategy,
+    *,
+    source: str,
+    artifact: Artifact | None = None,
 ) -> tuple[Action, ...]:
     """Decide what to do, from what runs now. Touches nothing."""
     present = backend.observe(name)
@@ -223,7 +250,7 @@ def _plan(
         digest=artifact.digest if artifact else "",
         package=artifact.path if artifact else None,
     )
-    return tuple(rollout.rolling(present, new))
+    return tuple(how.plan(present, new))
 
 
 def _version(

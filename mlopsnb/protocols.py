@@ -122,6 +122,10 @@ class Target(Protocol):
         """
         ...
 
+    def splits(self) -> bool:
+        """Say whether `Shift` can give shares of the traffic to several revisions at a time."""
+        ...
+
     def observe(self, name: str) -> Release:
         """Say what is there under *name* now, from what really runs; an empty release if nothing is."""
         ...

@@ -63,6 +63,9 @@ class Settings:
     pull_secret: str = ""
     """The Secret of that namespace with which the cluster pulls images, if their registry wants one."""
 
+    prometheus: str = ""
+    """Address of a Prometheus server that scrapes what is deployed, for `metrics`; empty asks the replicas themselves."""
+
     status: str = "auto"
     """How a notebook shows progress: `auto`, `widget`, `display` (updated output), `lines` or `off`."""
 

@@ -11,7 +11,7 @@ from functools import cache, partial
 from pathlib import Path
 
 import pytest
-from built_images import fresh, parts
+from built_images import fresh, image_place, parts, served
 from surroundings import Kubectl, docker_registry
 
 from mlopsnb.targets.process import Process
@@ -41,7 +41,7 @@ def _no_client(name: str) -> str:
     return f"no .venv/{name}; .ci/run shows how it is made"
 
 
-__all__ = ["fresh", "parts"]
+__all__ = ["fresh", "image_place", "parts", "served"]
 
 MISSING = {
     "browser": _no_browser,
@@ -153,3 +153,13 @@ def admin_context():
     if reason := _silent("kubectl", *(("--context", context) if context else ()), "auth", "can-i", "*", "*"):
         pytest.skip(f"MLOPSNB_TEST_CONTEXT is not an administrator's: {reason}")
     return context
+
+
+@pytest.fixture
+def space(admin_context):
+    """kubectl as an administrator in a namespace of this test alone, which is removed behind it."""
+    admin, name = Kubectl(admin_context), f"test-{os.urandom(4).hex()}"
+    admin("create", "namespace", name)
+    yield Kubectl(admin_context, name)
+    admin("--namespace", name, "delete", "pods", "--all", "--grace-period=1", "--wait=false")
+    admin("delete", "namespace", name, "--wait=false")

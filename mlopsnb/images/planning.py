@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -167,8 +168,9 @@ def _by_path(file: File) -> str:
     return file.path
 
 
-def _wheels(environment: Environment, site: str) -> list[Layer]:
-    """Return a layer for each large wheel, largest first, and one for the others.
+@lru_cache(maxsize=2)
+def _wheels(environment: Environment, site: str) -> tuple[Layer, ...]:
+    """Return a layer for each large wheel, largest first, and one for the others; the same for every model.
 
     Largest first, because in an engine a layer stays only while all below it do: a new wheel moves none that is larger.
     """
@@ -195,7 +197,7 @@ def _wheels(environment: Environment, site: str) -> list[Layer]:
         for name in large
     ]
     others = [f for name in rest for f in wheels[name]]
-    return [*layers, _layer("dependencies", _count(rest, "package"), _new(others, seen))]
+    return (*layers, _layer("dependencies", _count(rest, "package"), _new(others, seen)))
 
 
 def _new(files: Iterable[File], seen: set[str]) -> list[File]:

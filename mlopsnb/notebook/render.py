@@ -32,7 +32,10 @@ _DOING = {
     "upload": "bring them there",
     "start": "start the server",
     "check": "check its answers",
+    "gate": "watch how it does",
     "route": "route the traffic",
+    "scale": "scale",
+    "watch": "watch the traffic",
     "restore": "restore what served before",
     "delete": "delete",
 }
@@ -80,6 +83,8 @@ def to_html(now: Snapshot) -> str:
     parts = [html_table(notes)] if notes else []
     if rows:
         parts.append(html_table(rows, ("step", "state", "time", "details"), label="steps"))
+    if (shown := getattr(now.shown, "_repr_html_", None)) is not None:
+        parts.append(shown())
     return card(heading(now), *parts, role="status")
 
 

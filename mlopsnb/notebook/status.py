@@ -41,11 +41,15 @@ class Snapshot:
     outcome: Outcome = "running"
     notes: tuple[str, ...] = ()
     steps: tuple[StepView, ...] = ()
+    shown: object | None = None
+    """What a step that still runs has to show."""
 
 
 def advance(now: Snapshot, event: Event, time: float) -> Snapshot:
     """Return the snapshot after *event*. A step that starts again after its end is a new line."""
     over = event.state in ("succeeded", "failed", "cancelled")
+    if over or event.shown is not None:
+        now = replace(now, shown=None if over else event.shown)
     at = next(
         (i for i, s in reversed(list(enumerate(now.steps))) if s.step == event.step and not s.over), None
     )
@@ -80,4 +84,4 @@ def finish(now: Snapshot, outcome: Literal["succeeded", "failed", "cancelled"], 
     steps = tuple(
         s if s.over else replace(s, state=outcome, ended=time, fraction=None, done=None) for s in now.steps
     )
-    return replace(now, outcome=outcome, ended=time, steps=steps)
+    return replace(now, outcome=outcome, ended=time, steps=steps, shown=None)

@@ -13,7 +13,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,9 @@ MANAGER = "mlopsnb"
 PLURALS: Mapping[str, str] = {
     "ConfigMap": "configmaps",
     "Deployment": "deployments",
+    "Endpoints": "endpoints",
     "Event": "events",
+    "Gateway": "gateways",
     "HTTPRoute": "httproutes",
     "HorizontalPodAutoscaler": "horizontalpodautoscalers",
     "Ingress": "ingresses",
@@ -191,34 +193,33 @@ class Cluster:
         self,
         api: str,
         kind: str,
-        name: str,
-        holds: Callable[[Object | None], bool],
+        holds: Callable[[Sequence[Object]], bool],
         *,
+        labels: str = "",
+        fields: str = "",
         seconds: float,
-    ) -> Object | None:
-        """Watch one object until *holds* is true of it (None: it is not there), and return it so.
+    ) -> None:
+        """Watch the objects that *labels* and *fields* select until *holds* is true of them all together.
 
         Raises `TimeoutError` after *seconds*.
         """
         end = time.monotonic() + seconds
         while True:
-            found = (
-                self.request("GET", self.path(api, kind), query=_selectors("", f"metadata.name={name}")) or {}
-            )
-            item: Object | None = next(iter(found["items"]), None)
-            if holds(item):
-                return item
+            listed = self.request("GET", self.path(api, kind), query=_selectors(labels, fields)) or {}
+            there: dict[str, Object] = {item["metadata"]["name"]: item for item in listed["items"]}
+            if holds(tuple(there.values())):
+                return
             left = end - time.monotonic()
             if left <= 0:
-                raise TimeoutError(name)
-            version = found["metadata"]["resourceVersion"]
-            with self.watch(
-                api, kind, version=version, fields=f"metadata.name={name}", seconds=left
-            ) as events:
-                for change, there in events:
-                    item = None if change == "DELETED" else there
-                    if holds(item):
-                        return item
+                raise TimeoutError(", ".join(sorted(there)))
+            version = listed["metadata"]["resourceVersion"]
+            with self.watch(api, kind, version=version, labels=labels, fields=fields, seconds=left) as events:
+                for change, item in events:
+                    there.pop(item["metadata"]["name"], None)
+                    if change != "DELETED":
+                        there[item["metadata"]["name"]] = item
+                    if holds(tuple(there.values())):
+                        return
 
     # ------------------------------------------------------------------------------------------ requests
     def request(

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from mlopsnb.targets.revisions import model_version
+from mlopsnb.rollout import version
 
 if TYPE_CHECKING:
     from mlopsnb.records import Revision, Workload
@@ -211,7 +211,7 @@ def _arguments(name: str, revision: Revision) -> list[str]:
     """Return what is said to the server besides what its image says; the last word counts."""
     cache = revision.cache_bytes
     return [
-        *("--name", name, "--version", model_version(revision), "--workers", str(revision.workers)),
+        *("--name", name, "--version", version(revision), "--workers", str(revision.workers)),
         *(("--cache-bytes", str(cache)) if cache else ()),
     ]
 

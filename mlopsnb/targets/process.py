@@ -21,14 +21,14 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from mlopsnb import interrupts
 from mlopsnb.errors import DeployError, NotReady
 from mlopsnb.events import report_progress
-from mlopsnb.rollout import Action, Check, Forget, Gate, Scale, Shift, Start, Stop
+from mlopsnb.rollout import Action, Check, Forget, Gate, Scale, Shift, Start, Stop, version
 from mlopsnb.settings import settings
 from mlopsnb.targets import process_control
 from mlopsnb.targets.asking import get
 from mlopsnb.targets.process_state import KEEP_REVISIONS, ReleaseFiles, RevisionFiles
-from mlopsnb.targets.revisions import model_version
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -52,6 +52,10 @@ class Process:
     def delivery(self) -> Delivery:
         """Say that it runs packages."""
         return "package"
+
+    def splits(self) -> bool:
+        """Say that one revision at a time has the socket, and all traffic with it."""
+        return False
 
     def names(self) -> Sequence[str]:
         """List the names that have a state file of this user here."""
@@ -240,7 +244,7 @@ class _Launch:
         log = _above(os.open(self.files.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
         fcntl.flock(alive, fcntl.LOCK_EX)
         try:
-            with _uninterrupted():
+            with interrupts.held():  # a process must not exist before its number is written down
                 self.pid = os.posix_spawn(
                     sys.executable,
                     self._command(),
@@ -274,7 +278,7 @@ class _Launch:
                 "mlopsnb.serving",
                 str(self.files.package),
             ),  # -P: not from the notebook's folder
-            *("--name", self.name, "--version", model_version(self.revision)),
+            *("--name", self.name, "--version", version(self.revision)),
             *("--uds", str(self.files.http), "--control", str(self.files.control)),
             *("--log-file", str(self.files.log)),  # the same as descriptors 1 and 2, which it keeps bounded
             *("--workers", str(self.revision.workers)),
@@ -330,16 +334,6 @@ def _copy(package: Path, place: Path) -> None:
             f"the model package cannot be copied to {place}: {exc.strerror or exc}",
             hint="free some space there, or set MLOPSNB_STATE_DIR to another disk",
         ) from exc
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C back for a moment: a process must not exist before its number is written down."""
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def _above(fd: int) -> int:

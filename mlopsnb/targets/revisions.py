@@ -1,4 +1,4 @@
-"""Revisions as plain data, for the places where targets keep their history, and as clients see them."""
+"""Revisions as plain data, for the places where targets keep their history."""
 
 from __future__ import annotations
 
@@ -27,9 +27,3 @@ def restored(data: Mapping[str, Any]) -> Revision:
             workload[name] = tuple(workload[name])
     paths = {name: Path(data[name]) for name in _PATHS if data.get(name)}
     return Revision(**{**data, **paths, "workload": Workload(**workload), "origin": Origin(**origin)})
-
-
-def model_version(revision: Revision) -> str:
-    """Return what clients see as the version: that of `models:/fraud/3`, or the revision's number."""
-    tail = revision.source.rpartition("/")[2]
-    return tail if revision.source.startswith("models:/") and tail else str(revision.id)

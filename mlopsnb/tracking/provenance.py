@@ -6,14 +6,17 @@ cell is named by its digest only, for either may hold a secret.
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import os
+import platform
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlopsnb import manifest
 from mlopsnb.extras import loaded
+from mlopsnb.records import Origin
 from mlopsnb.tracking.fingerprint import data_digest
 
 if TYPE_CHECKING:
@@ -61,6 +64,24 @@ def git_tags(directory: Path) -> dict[str, str]:
     if diff:
         tags["mlopsnb.git.diff_digest"] = _digest(diff)
     return tags
+
+
+def origin() -> Origin:
+    """Return who works here, on which machine, in which notebook, at which commit; what nobody knows stays empty."""
+    notebook = notebook_path()
+    here = Path(notebook).parent if notebook else Path()
+    commit = _git(here if here.is_dir() else Path(), "rev-parse", "--verify", "--quiet", "HEAD")
+    return Origin(
+        user=user(), machine=platform.node(), notebook=notebook, commit=(commit or b"").decode().strip()
+    )
+
+
+def user() -> str:
+    """Return the name of whoever works here: JupyterHub's, where every pod has the same user, else the system's."""
+    try:
+        return os.environ.get("JUPYTERHUB_USER") or getpass.getuser()
+    except (KeyError, OSError):  # a user number without a name, as containers have
+        return str(os.geteuid())
 
 
 def _git(directory: Path, *arguments: str) -> bytes | None:

@@ -1,4 +1,4 @@
-"""End-to-end tests log to a real MLflow store; its tables are made once and copied for each test."""
+"""End-to-end tests log to a real MLflow store; its tables are made once and copied for each test. Builds share a cache."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import shutil
 import warnings
 
 import pytest
+from fake_registry import FakeRegistry
+from served_plans import make_package
+from tiny_base import put_base
+
+import mlopsnb as ml
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +28,33 @@ def empty_store(tmp_path_factory):
 def store(empty_store, home):
     """The store that the fixture `home` named, with its tables."""
     shutil.copy(empty_store, home / "mlflow.db")
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory):
+    """A cache with one environment, and a package."""
+    place = tmp_path_factory.mktemp("shared")
+    return place / "cache", make_package(place / "package")
+
+
+@pytest.fixture
+def package(shared, monkeypatch):
+    monkeypatch.setenv("MLOPSNB_CACHE_DIR", str(shared[0]))
+    return shared[1]
+
+
+@pytest.fixture
+def fake():
+    with FakeRegistry() as registry:
+        yield registry
+
+
+@pytest.fixture
+def build(fake, package):
+    """Build the package, or something else, on a tiny base into the registry."""
+    base = put_base(fake)
+
+    def build(what=package, **options):
+        return ml.build(what, **{"name": "net", "base": base, "registry": f"{fake.host}/team", **options})
+
+    return build

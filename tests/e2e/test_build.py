@@ -13,8 +13,7 @@ import tarfile
 import numpy as np
 import onnx
 import pytest
-from fake_registry import FakeRegistry
-from served_plans import EXAMPLE, make_package
+from served_plans import EXAMPLE
 from tiny_base import put_base
 
 import mlopsnb as ml
@@ -26,36 +25,6 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="the proof runs what is meant for Linux"),
     pytest.mark.skipif(platform.machine() != "x86_64", reason="the base of these tests is for amd64"),
 ]
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory):
-    """A cache with one environment, which all tests share; and a package."""
-    place = tmp_path_factory.mktemp("shared")
-    return place / "cache", make_package(place / "package")
-
-
-@pytest.fixture
-def package(shared, monkeypatch):
-    monkeypatch.setenv("MLOPSNB_CACHE_DIR", str(shared[0]))
-    return shared[1]
-
-
-@pytest.fixture
-def fake():
-    with FakeRegistry() as registry:
-        yield registry
-
-
-@pytest.fixture
-def build(fake, package):
-    """Build the package, or something else, on a tiny base into the registry."""
-    base = put_base(fake)
-
-    def build(what=package, **options):
-        return ml.build(what, **{"name": "net", "base": base, "registry": f"{fake.host}/team", **options})
-
-    return build
 
 
 def images(fake):

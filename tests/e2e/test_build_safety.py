@@ -20,10 +20,8 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from fake_registry import FakeRegistry
-from served_plans import EXAMPLE, WEIGHTS, make_package
+from served_plans import EXAMPLE, WEIGHTS
 from surroundings import restricted_pod, until_ready
-from tiny_base import put_base
 
 import mlopsnb as ml
 from mlopsnb.errors import GateRejected, UserError
@@ -36,35 +34,6 @@ pytestmark = [
 ]
 TESTS = Path(__file__).parents[1]
 SIGSTORE = TESTS.parent / ".venv" / "sigstore"
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory):
-    """A cache with one environment, which all tests share; and a package."""
-    place = tmp_path_factory.mktemp("shared")
-    return place / "cache", make_package(place / "package")
-
-
-@pytest.fixture
-def package(shared, monkeypatch):
-    monkeypatch.setenv("MLOPSNB_CACHE_DIR", str(shared[0]))
-    return shared[1]
-
-
-@pytest.fixture
-def fake():
-    with FakeRegistry() as registry:
-        yield registry
-
-
-@pytest.fixture
-def build(fake, package):
-    base = put_base(fake)
-
-    def build(**options):
-        return ml.build(package, **{"name": "net", "base": base, "registry": f"{fake.host}/team", **options})
-
-    return build
 
 
 @pytest.fixture

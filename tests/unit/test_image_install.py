@@ -117,7 +117,8 @@ def test_it_is_made_once(house, tmp_path, monkeypatch):
     with reporting_to(events.append):
         first = install(lock, tmp_path / "store")
         monkeypatch.setattr(module, "_run", None)
-        assert install(lock, tmp_path / "store") == first
+        again = install(lock, tmp_path / "store")
+        assert (again.root, again.packages) == (first.root, first.packages)
     assert [(e.step, e.state, e.message) for e in events] == [
         ("install", "started", "1 packages"),
         ("install", "succeeded", "1 packages, 0 MB"),
@@ -192,7 +193,8 @@ def test_two_kernels_make_one_environment(house, tmp_path):
     threads = ThreadPoolExecutor(3)
     same = list(threads.map(lambda _: install(lock, tmp_path / "other"), range(3)))
     threads.shutdown()
-    assert same[0] == same[1] == same[2]
+    assert same[0].packages == same[1].packages == same[2].packages
+    assert {environment.root for environment in same} == {same[0].root}
 
 
 @pytest.mark.parametrize("fails_in", ["write_text", "mkdir"])

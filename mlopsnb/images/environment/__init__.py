@@ -28,9 +28,11 @@ class InstalledFile(NamedTuple):
     mode: int = 0o644
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Environment:
     """The packages of a lock, installed and stripped: what `root` holds goes into the image, and nothing else.
+
+    Equal only to itself, so that what is worked out for one can be kept.
 
     `root` is a `site-packages` directory; it is shared by builds and hard links lead to its files, so nobody may write
     there. `packages` maps each name of the lock to its files.

@@ -15,6 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
@@ -65,10 +66,17 @@ def _key(lock: Lock) -> str:
 
 def _kept(lock: Lock, place: Path) -> Environment | None:
     try:
-        rows = json.loads((place / _INDEX).read_bytes())
+        index = (place / _INDEX).stat()
         os.utime(place)  # the store removes what was not used for longest
+        return _read(lock, place, index.st_ino, index.st_mtime_ns)
     except (OSError, ValueError):
         return None
+
+
+@lru_cache(maxsize=2)
+def _read(lock: Lock, place: Path, inode: int, changed: int) -> Environment:
+    """Return the environment at *place*: tens of thousands of files, so read once while its index is the same file."""
+    rows = json.loads((place / _INDEX).read_bytes())
     packages = {name: tuple(InstalledFile(*row) for row in files) for name, files in rows.items()}
     return Environment(lock=lock, root=place / _SITE, packages=packages)
 

@@ -45,13 +45,29 @@ _renamed: Callable[[CodeType, str], None] = importlib.import_module("_imp")._fix
 """Says where code really lies, as the import system does for a module that was compiled elsewhere."""
 
 
+class Known:
+    """Modules that were compiled before, by path; read when the first is needed, for a fork has most of them already."""
+
+    def __init__(self, where: Any) -> None:
+        self._where = where or {"index": {}}
+        self._data = b""
+
+    def __contains__(self, path: str) -> bool:
+        return path in self._where["index"]
+
+    def __getitem__(self, path: str) -> bytes:
+        self._data = self._data or Path(self._where["file"]).read_bytes()
+        start, size = self._where["index"][path]
+        return self._data[start : start + size]
+
+
 class Recorder:
     """Compiles modules below *roots*, which all become the directory *place*, and remembers the result by path.
 
     *known* are those that were compiled before. The same source gives the same bytes, whatever else this process did.
     """
 
-    def __init__(self, roots: list[str], place: str, known: Mapping[str, bytes]) -> None:
+    def __init__(self, roots: list[str], place: str, known: Known) -> None:
         self._roots = tuple(f"{root}{os.sep}" for root in roots)
         self._place = place
         self.known = known
@@ -128,7 +144,7 @@ def main() -> None:
     """Do what the module says."""
     asked = open(0, "rb", buffering=0)  # noqa: SIM115  what is read ahead, `select` would not see
     config = _message(asked.readline())
-    recorder = Recorder(config["roots"], config["place"], _known(config["known"]))
+    recorder = Recorder(config["roots"], config["place"], Known(config["known"]))
     recorder.install()
     import site
 
@@ -170,7 +186,7 @@ def _answer(recorder: Recorder, asked: Mapping[str, Any]) -> None:
         os._exit(0)  # the server and the framework take their time to go, and nobody needs that
 
     try:
-        recorder.known = _known(asked["known"])
+        recorder.known = Known(asked["known"])
         done(_serve(asked["package"], done))
     except BaseException as exc:  # noqa: BLE001  as above
         traceback.print_exc()
@@ -186,13 +202,6 @@ def _write(recorder: Recorder, out: Path, result: Mapping[str, str]) -> None:
                 compiled.write(data)
     told = {**result, "used": sorted(recorder.used), "compiled": index}
     (out / "result.json").write_text(json.dumps(told), encoding="utf-8")
-
-
-def _known(where: Any) -> dict[str, bytes]:
-    if where is None:
-        return {}
-    data = Path(where["file"]).read_bytes()
-    return {path: data[start : start + size] for path, (start, size) in where["index"].items()}
 
 
 def _serve(package: str, done: Callable[[Mapping[str, str]], None]) -> dict[str, str]:

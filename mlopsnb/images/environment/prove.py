@@ -41,9 +41,19 @@ if TYPE_CHECKING:
 _FORMAT = "1"
 _NOT_INSTALLED = re.compile(r"No module named '([\w.]+)'|'([\w.]+)' is not installed")
 _NAME = re.compile(r"[^A-Za-z0-9._-]")
-_SERVER = tuple(
-    f"mlopsnb.serving.{name}" for name in ("__main__", "app", "engine", "server", "worker", "rpc.service")
+_SERVER = (
+    *("mlopsnb.serving.__main__", "mlopsnb.serving.app", "mlopsnb.serving.engine", "mlopsnb.serving.server"),
+    *("mlopsnb.serving.worker", "mlopsnb.serving.rpc.server", "mlopsnb.serving.rpc.service"),
+    *(
+        "mlopsnb.serving.payloads",
+        "mlopsnb.serving.stages",
+        "mlopsnb.serving.tokens",
+        "mlopsnb.serving.tracing",
+    ),
+    *("grpc.experimental", "prometheus_client", "uvicorn.lifespan.off", "uvloop"),
 )
+"""What every server imports, some of it only when it starts: imported once, for all models."""
+
 _TOLD_LINES = 12
 
 

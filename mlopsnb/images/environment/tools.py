@@ -16,6 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, NamedTuple, Self
 
+from mlopsnb import interrupts
+
 _USER = re.compile(r"(?<=://)[^/?#\s@]*(?:@[^/?#\s@]*)*@")
 _QUERY = re.compile(r"(://[^\s?#'\"]+)[?#][^\s'\"),]*")
 _STYLE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -45,52 +47,68 @@ class Tool:
         env: Mapping[str, str],
         given: str = "",
     ) -> None:
-        self._out: IO[str] = tempfile.TemporaryFile(  # noqa: SIM115  closed by `end`
+        self._command, self._env, self._given = [str(part) for part in command], dict(env), given
+        self._started: subprocess.Popen[str] | None = None
+        self._out: IO[str] | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            with interrupts.held():
+                self._start()
+        except BaseException:
+            self.end()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.end()
+
+    def _start(self) -> None:
+        self._out = tempfile.TemporaryFile(  # noqa: SIM115  closed by `end`
             "w+", encoding="utf-8", errors="replace"
         )
         with tempfile.TemporaryFile("w+", encoding="utf-8") as text:
-            text.write(given)
+            text.write(self._given)
             text.seek(0)
-            self._process = subprocess.Popen(  # noqa: S603  tools of the user's own Python
-                [str(part) for part in command],
+            self._started = subprocess.Popen(  # noqa: S603  tools of the user's own Python
+                self._command,
                 stdin=text,
                 stdout=self._out,
                 stderr=subprocess.PIPE,
-                env=dict(env),
+                env=self._env,
                 start_new_session=True,
                 text=True,
                 encoding="utf-8",
                 errors="replace",
             )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.end()
-
     def wait(self, on_line: Callable[[str], None] = lambda line: None) -> Done:
         """Return what came of it; *on_line* is called here with each line that it says meanwhile."""
-        assert self._process.stderr is not None
+        assert self._started is not None
+        assert self._started.stderr is not None
+        assert self._out is not None
         said: list[str] = []
-        for raw in self._process.stderr:
+        for raw in self._started.stderr:
             line = clean(raw.rstrip())
             said.append(line)
             on_line(line)
-        status = self._process.wait()
+        status = self._started.wait()
         self._out.seek(0)
         return Done(status, self._out.read(), "\n".join(said))
 
     def end(self) -> None:
         """End the process and what it started, if they still run."""
+        if self._out is not None:
+            self._out.close()
+        if (process := self._started) is None:
+            return
         with suppress(ProcessLookupError, PermissionError):
-            if self._process.poll() is None:
-                os.killpg(self._process.pid, signal.SIGTERM)
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
                 try:
-                    self._process.wait(_END_SECONDS)
+                    process.wait(_END_SECONDS)
                 except subprocess.TimeoutExpired:
-                    os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        assert self._process.stderr is not None
-        self._process.stderr.close()
-        self._out.close()
+                    os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert process.stderr is not None
+        process.stderr.close()
