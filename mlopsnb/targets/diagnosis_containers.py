@@ -339,10 +339,15 @@ def _probes(observed: Observed, pod: Object, status: Object) -> Verdict | None:
     message = f"pod {name_of(pod)} runs but its {probe} probe fails{answer}"
     if probe == "readiness":
         grace = UNREADY if asked is not None and at(status, "started") is True else NEVER
-        return Verdict(kind="ReadinessFailed", message=message, hint=_probe_hint(answer), grace=grace)
+        usual = grace == NEVER
+        return Verdict(
+            kind="ReadinessFailed", message=message, hint=_probe_hint(answer), grace=grace, usual=usual
+        )
     failures = sum(number(e, "count") for e in _probe_events(observed, pod, name, probe))
     over = asked is not None and failures >= (number(asked, "failureThreshold") or 3)
-    return Verdict(kind="StartupFailed", message=message, hint=_SLOW, grace=0.0 if over else NEVER)
+    return Verdict(
+        kind="StartupFailed", message=message, hint=_SLOW, grace=0.0 if over else NEVER, usual=not over
+    )
 
 
 def _probe_events(observed: Observed, pod: Object, container: str, probe: str) -> list[Object]:

@@ -256,7 +256,7 @@ class _Wait:
         """Report how the pods are, if that has changed, and what may become a failure."""
         rows = tuple(replica(pod, self._seen.observed()) for pod in self._seen.pods)
         line = self._line(rows)
-        if verdict and verdict.grace < NEVER:
+        if verdict and not verdict.usual:
             line += f"; {verdict.message}"
         if self._seen.lost:
             line += "; the API server does not answer, waiting for it"
