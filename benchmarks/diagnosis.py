@@ -103,7 +103,7 @@ class Raw:
                             self.first.setdefault(case.name, now)
 
 
-def waited(context, case):
+def waited(cluster, case):
     """Return when the failure of *case* was told and when the wait was given up, and the error."""
     told = []
 
@@ -113,7 +113,7 @@ def waited(context, case):
 
     with reporting_to(reporter):
         try:
-            wait_ready(Cluster(context), case.name, timeout=TIMEOUT)
+            wait_ready(cluster, case.name, timeout=TIMEOUT)
         except NotReady as exc:
             ended = time.monotonic()
             return min([*told, ended]), ended, exc
@@ -146,11 +146,14 @@ def main():
 def run(context, cluster, cases, prefix):
     """Start *cases* together; print a line for each, and return the longest time until one was told."""
     raw = Raw(context, cases)
+    own = [Cluster(context) for _ in cases]  # as in a deploy, where it is there before anything is started
+    for each in own:
+        each.request("GET", "/version")
     try:
         for case in cases:
             cluster.apply(case.manifest)
         with ThreadPoolExecutor(len(cases)) as pool:
-            found = list(pool.map(lambda case: waited(context, case), cases))
+            found = list(pool.map(waited, own, cases))
     finally:
         raw.ended.set()
         for case in cases:

@@ -55,24 +55,27 @@ def container_verdict(observed: Observed, pod: Object, status: Object) -> Verdic
     if found := _not_made(observed, pod, status, reason):
         return found
     last = _end(status)
-    if last is None:
-        return _probes(observed, pod, status)
     if text(last, "reason") == "OOMKilled":
         return _out_of_memory(pod, status)
     if killed := _killed_by_probe(observed, pod, status):
         return killed
+    if last is None:
+        return _probes(observed, pod, status)
     if text(last, "reason") in ("ContainerCannotRun", "StartError"):
         return _cannot_run(pod, text(last, "message"))
     return _crash(observed, pod, status, last)
 
 
-def died(pod: Object) -> list[tuple[str, bool, int]]:
-    """Return the containers of *pod* that have ended: name, whether another one runs or waits now, and restarts."""
-    return [
-        (text(s, "name"), not at(s, "state", "terminated"), number(s, "restartCount"))
-        for s in statuses(pod)
-        if _end(s) is not None
-    ]
+def with_last_words(observed: Observed, pod: Object) -> list[tuple[str, bool, int]]:
+    """Return the containers of *pod* whose log tells why they end: name, whether another one runs by now, restarts."""
+    found = []
+    for status in statuses(pod):
+        name, restarts = text(status, "name"), number(status, "restartCount")
+        if _end(status) is not None:
+            found.append((name, not at(status, "state", "terminated"), restarts))
+        elif any(_about(e, name) for e in events_of(observed, pod, "Killing")):
+            found.append((name, False, restarts))
+    return found
 
 
 def statuses(pod: Object) -> list[Object]:
