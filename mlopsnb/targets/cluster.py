@@ -355,7 +355,7 @@ class Watching:
                         return
                     if event["type"] != "BOOKMARK":
                         yield event["type"], event["object"]
-        except (urllib3.exceptions.HTTPError, OSError):
+        except (urllib3.exceptions.HTTPError, OSError, ValueError):  # the last line may be half a one
             return
 
     def cut(self) -> None:
