@@ -349,6 +349,23 @@ UNDEPLOY = Verb(
     examples=("%undeploy fraud",),
 )
 
+CLEANUP = Verb(
+    name="cleanup",
+    twin="mlopsnb.cleaning:cleanup",
+    summary="Remove deployments that are past their time, and what builds left in the cache.",
+    options=(
+        Argument(name="images", kind="flag", help="layers and environments of past builds, in the cache"),
+        Argument(name="deployments", kind="flag", help="deployments whose TTL has passed"),
+        Argument(name="older_than", kind="text", help="deployments last deployed longer ago, such as 7d"),
+        Argument(name="owner", kind="text", help="whose deployments; yours if left out, * for all"),
+        Argument(
+            name="target", kind="text", help="where to look; on every target if left out", backend="target"
+        ),
+        Argument(name="dry_run", kind="flag", help="show what would be removed, and remove nothing"),
+    ),
+    examples=("%cleanup --older-than 7d --dry-run", "%cleanup --deployments --images"),
+)
+
 DRIFT = Verb(
     name="drift",
     twin="mlopsnb.monitoring:drift",
@@ -374,7 +391,7 @@ VERBS: dict[str, Verb] = {
     v.name: v
     for v in (
         *(EXPORT, LOG_MODEL, BUILD, DEPLOY, PREDICT, DEPLOYMENTS, LOGS, METRICS),
-        *(ROLLBACK, PROMOTE, SCALE, UNDEPLOY, DRIFT),
+        *(ROLLBACK, PROMOTE, SCALE, UNDEPLOY, CLEANUP, DRIFT),
     )
 }
 
