@@ -173,7 +173,16 @@ class App:
     def drain(self) -> None:
         """Be ready for nobody new, and send away everybody who is answered."""
         self.draining = True
+        self.part()
+
+    def part(self) -> None:
+        """Send away everybody who is answered, politely: another server has our place."""
         self.away = math.inf
+
+    def stay(self) -> None:
+        """Keep connections again."""
+        if not self.draining:
+            self.away = 0.0
 
     @property
     def ready(self) -> bool:

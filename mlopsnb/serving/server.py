@@ -97,7 +97,13 @@ class Server(uvicorn.Server):
 
     async def _accept(self, sock: socket.socket) -> Accepting:
         await self._open_grpc()
-        return _Together(await self._accept_http(sock), self._close_grpc)
+        self._app.stay()
+        return _Together(await self._accept_http(sock), self._leave)
+
+    def _leave(self) -> None:
+        """The public socket is another's now: who has a connection to us is sent there with the next answer."""
+        self._close_grpc()
+        self._app.part()
 
     async def _accept_http(self, sock: socket.socket) -> Accepting:
         if self._tls is not None:
