@@ -11,7 +11,7 @@ from functools import cache, partial
 from pathlib import Path
 
 import pytest
-from built_images import fresh, parts
+from built_images import fresh, image_place, parts, served
 from surroundings import Kubectl, docker_registry
 
 from mlopsnb.targets.process import Process
@@ -41,7 +41,7 @@ def _no_client(name: str) -> str:
     return f"no .venv/{name}; .ci/run shows how it is made"
 
 
-__all__ = ["fresh", "parts"]
+__all__ = ["fresh", "image_place", "parts", "served"]
 
 MISSING = {
     "browser": _no_browser,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import secrets
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from mlopsnb.errors import telling_line
+from mlopsnb import dockerd
 from mlopsnb.extras import need
 from mlopsnb.images import saved
 from mlopsnb.images.digests import digest_of
@@ -76,14 +75,10 @@ class Engine:
 
     def __init__(self) -> None:
         self._docker = need("docker", extra="docker")
-        self._transport = need("requests.exceptions", extra="docker").RequestException
-        self._client: Any = None
-        with self._translated("say its version"):
-            self._client = self._docker.from_env(
-                timeout=_ANSWER_SECONDS,
-                use_ssh_client=os.environ.get("DOCKER_HOST", "").startswith("ssh://"),
-            )
-            self._client.ping()
+        try:
+            self._client: Any = dockerd.connect(seconds=_ANSWER_SECONDS)
+        except dockerd.Unavailable as exc:
+            raise _unavailable(exc.trouble) from exc.__cause__
         self._api = self._client.api
         self._api.timeout = _LOAD_SECONDS
 
@@ -212,19 +207,19 @@ class Engine:
             yield
         except self._docker.errors.APIError as exc:
             raise _refused(doing, str(exc.explanation or exc)) from exc
-        except (self._docker.errors.DockerException, self._transport, OSError) as exc:
-            raise self._unreachable(doing, exc) from exc
+        except dockerd.transport_errors() as exc:
+            trouble = dockerd.trouble(exc, connected=True)
+            if trouble.forbidden:
+                raise EngineForbidden(trouble.where) from exc
+            raise EngineError(
+                f"the container engine at {trouble.where} did not {doing}: {trouble.found}"
+            ) from exc
 
-    def _unreachable(self, doing: str, exc: Exception) -> EngineError:
-        where = os.environ.get("DOCKER_HOST") or "the local socket"
-        if self._client is None and not os.environ.get("DOCKER_HOST"):
-            with suppress(self._docker.errors.DockerException, AttributeError):
-                where = self._docker.ContextAPI.get_current_context().Host
-        if "PermissionError" in repr(exc) or "Permission denied" in str(exc):
-            return EngineForbidden(where)
-        if self._client is None:
-            return EngineNotRunning(where, telling_line(exc))
-        return EngineError(f"the container engine at {where} did not {doing}: {telling_line(exc)}")
+
+def _unavailable(trouble: dockerd.Trouble) -> EngineError:
+    if trouble.forbidden:
+        return EngineForbidden(trouble.where)
+    return EngineNotRunning(trouble.where, trouble.found)
 
 
 class _Counter:

@@ -13,7 +13,6 @@ import json
 import os
 import pwd
 import shutil
-import time
 from collections import deque
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from mlopsnb.errors import DeployError
 from mlopsnb.records import Release
+from mlopsnb.targets.claims import claim
 from mlopsnb.targets.revisions import plain, restored
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ KEEP_REVISIONS = 10
 """How many revisions stay for rollback and logs."""
 
 _PROTOCOL = 1
-_WRITES_WITHIN = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,38 +153,12 @@ class ReleaseFiles:
     def claim(self) -> Iterator[None]:
         """Hold the name; `DeployError` at once if another deploy holds it."""
         self.check_owner()
-        with self._lock() as file:
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
+        with claim(self.root, self.name):
             try:
                 yield
             finally:
                 if not (self.root / "release.json").exists():
                     shutil.rmtree(self.root, ignore_errors=True)  # nothing came of it, or it was removed
-
-    def _lock(self) -> TextIO:
-        """Return the lock file, open and locked."""
-        path = self.root / "lock"
-        while True:
-            self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
-            try:
-                file = path.open("a+", encoding="utf-8")
-            except FileNotFoundError:
-                continue  # whoever held it before has just removed the directory
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                with file:
-                    holder = _holder(file)
-                raise DeployError(
-                    f"another deploy of {self.name!r} is under way{holder}",
-                    hint="wait for it, or interrupt it where it runs",
-                ) from None
-            with suppress(FileNotFoundError):
-                if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
-                    return file
-            file.close()  # it was removed before we locked it: our lock is on a file that nobody sees
 
     def read(self) -> tuple[Release, int | None]:
         """Return the release as it was last written, and the port it was given."""
@@ -230,15 +203,3 @@ def _user(uid: int) -> str:
         return f"{pwd.getpwuid(uid).pw_name!r} (uid {uid})"
     except KeyError:
         return f"with uid {uid}"
-
-
-def _holder(file: TextIO) -> str:
-    """Say which process holds the lock *file*: it writes so a moment after it has it."""
-    end = time.monotonic() + _WRITES_WITHIN
-    while True:
-        file.seek(0)
-        if pid := file.read().strip():
-            return f" (process {pid})"
-        if time.monotonic() > end:
-            return ""
-        time.sleep(0.01)

@@ -1,22 +1,24 @@
 """The contract of `Target`: one suite that every back end passes."""
 
 import json
+import shutil
 import threading
 
 import numpy as np
 import pytest
-import torch
+from served_plans import WEIGHTS, make_package
 
 from mlopsnb import manifest, plugins
 from mlopsnb.client import Client
 from mlopsnb.errors import DeployError, NotReady
-from mlopsnb.packages import export
 from mlopsnb.records import Origin, Release, Revision, Workload
 from mlopsnb.rollout import Forget, Shift, Start, Stop
+from mlopsnb.targets.docker import Docker
 from mlopsnb.targets.process import Process
 
-TARGETS = {"process": Process}
-SECONDS = 60.0
+TARGETS = {"docker": Docker, "process": Process}
+PARAMS = [pytest.param("docker", marks=[pytest.mark.engine, pytest.mark.timeout(600)]), "process"]
+SECONDS = 120.0
 
 
 def test_every_installed_target_is_tested():
@@ -26,24 +28,66 @@ def test_every_installed_target_is_tested():
     )
 
 
+class Packages:
+    """Revisions for targets that run packages."""
+
+    def __init__(self, artifacts, place):
+        self.artifacts, self.place = artifacts, place
+
+    def revision(self, number, model=0, **changes):
+        """A revision that answers with the plain sign, or, of the model 1, with the opposite one."""
+        artifact = self.artifacts[model]
+        return Revision(
+            id=number, source=f"models:/m/{number}", digest=artifact.digest, package=artifact.path, **changes
+        )
+
+    def broken(self, name, files):
+        """A revision that has other *files* in its package."""
+        package = self.place / name
+        shutil.copytree(self.artifacts[0].path, package)
+        for path, content in files.items():
+            (package / path).write_bytes(content)
+        return Revision(id=1, source="s", digest="d", package=package)
+
+
+class Images(Packages):
+    """Revisions for targets that run images."""
+
+    def __init__(self, served):
+        self.artifacts, self.served = served.packages, served
+
+    def revision(self, number, model=0, **changes):
+        return super().revision(number, model, image=self.served.images[model], **changes)
+
+    def broken(self, name, files):
+        return Revision(id=1, source="s", digest="d", image=self.served.image_with(name, files))
+
+
+@pytest.fixture(params=PARAMS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def made(kind, request, tmp_path):
+    """What makes revisions of two models that answer differently."""
+    if kind == "docker":
+        return Images(request.getfixturevalue("served"))
+    return Packages(request.getfixturevalue("packages"), tmp_path)
+
+
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory):
-    """Two packages that answer differently."""
-    made = []
-    for factor in (1.0, -1.0):
-        model = torch.nn.Linear(2, 1, bias=False)
-        torch.nn.init.constant_(model.weight, factor)
-        into = tmp_path_factory.mktemp("packages") / "package"
-        made.append(export(model, np.ones((3, 2), "float32"), into=into))
-    return made
+    place = tmp_path_factory.mktemp("packages")
+    return [manifest.artifact(make_package(place / f"{factor}", factor * WEIGHTS)) for factor in (1, -1)]
 
 
-@pytest.fixture(params=sorted(TARGETS))
-def make(request, tmp_path):
+@pytest.fixture
+def make(kind, tmp_path):
     made = []
 
     def build():
-        made.append(TARGETS[request.param](state_dir=tmp_path / "state"))
+        made.append(TARGETS[kind](state_dir=tmp_path / "state"))
         return made[-1]
 
     yield build
@@ -52,69 +96,59 @@ def make(request, tmp_path):
             build().apply(name, Forget(), timeout=SECONDS)
 
 
-def revision(number, artifact, **changes):
-    return Revision(
-        id=number, source=f"models:/m/{number}", digest=artifact.digest, package=artifact.path, **changes
-    )
-
-
-def answer(address, x=((1.0, 2.0),)):
+def answer(address, x=((1.0, 2.0, 3.0, 4.0),)):
+    """The sign of what the model answers."""
     with Client(address, "m") as client:
-        return float(client.infer({"input": np.array(x, "float32")})["output"][0, 0])
+        return float(np.sign(client.infer({"x": np.array(x, "float32")})["y"][0, 0]))
 
 
-def test_what_was_never_there_is_an_empty_release(make):
+def test_what_was_never_there_is_an_empty_release(make, kind):
     target = make()
-    assert target.observe("m") == Release(name="m", target="process")
+    assert target.observe("m") == Release(name="m", target=kind)
     assert list(target.names()) == []
     assert list(target.logs("m", 1)) == []
 
 
-def test_a_revision_starts_without_traffic_gets_it_and_gives_it_to_the_next(make, packages):
+def test_a_revision_starts_without_traffic_gets_it_and_gives_it_to_the_next(make, made):
     target = make()
     with target.claim("m"):
-        target.apply("m", Start(revision(1, packages[0])), timeout=SECONDS)
+        target.apply("m", Start(made.revision(1)), timeout=SECONDS)
         started = target.observe("m")
         assert [(r.id, r.state) for r in started.revisions] == [(1, "running")]
         assert (started.url, dict(started.weights)) == (None, {})
-        assert answer(started.revisions[0].address) == 3.0
+        assert answer(started.revisions[0].address) == 1.0
 
         target.apply("m", Shift({1: 100}), timeout=SECONDS)
         first = target.observe("m")
         assert dict(first.weights) == {1: 100}
-        assert answer(first.url) == 3.0
+        assert answer(first.url) == 1.0
 
-        target.apply("m", Start(revision(2, packages[1])), timeout=SECONDS)
-        assert answer(target.observe("m").url) == 3.0
+        target.apply("m", Start(made.revision(2, 1)), timeout=SECONDS)
+        assert answer(target.observe("m").url) == 1.0
         target.apply("m", Shift({2: 100}), timeout=SECONDS)
         second = target.observe("m")
         assert second.url == first.url
-        assert answer(second.url) == -3.0
+        assert answer(second.url) == -1.0
 
         target.apply("m", Shift({1: 100}), timeout=SECONDS)  # and back, as a restore does
-        assert answer(second.url) == 3.0
+        assert answer(second.url) == 1.0
         target.apply("m", Shift({2: 100}), timeout=SECONDS)
         target.apply("m", Stop(1), timeout=SECONDS)
     again = make().observe("m")  # another instance, as after a kernel restart
     assert [(r.id, r.state) for r in again.revisions] == [(1, "stopped"), (2, "running")]
-    assert answer(again.url) == -3.0
+    assert answer(again.url) == -1.0
     assert list(make().names()) == ["m"]
     while not any("/infer" in line for line in make().logs("m", 2)):
         answer(again.url)  # lines are written some milliseconds later
 
 
-def test_a_revision_that_cannot_start_says_why_and_runs_nothing(make, packages, tmp_path):
-    import shutil
-
+def test_a_revision_that_cannot_start_says_why_and_runs_nothing(make, made):
     target = make()
-    broken = tmp_path / "broken"
-    shutil.copytree(packages[0].path, broken)
-    weights = broken / "model" / "model.pt"
-    weights.write_bytes(weights.read_bytes()[:-1])
-    bad = Revision(id=1, source="s", digest="d", package=broken)
+    [weights] = (path for path in (made.artifacts[0].path / "model").iterdir() if path.suffix == ".onnx")
+    bad = made.broken("broken", {f"model/{weights.name}": weights.read_bytes()[:-1]})
     with (
         target.claim("m"),
-        pytest.raises(NotReady, match=r"revision 1 of 'm' could not start: .*model/model.pt was changed"),
+        pytest.raises(NotReady, match=r"revision 1 of 'm' could not start: .*model/model.onnx was changed"),
     ):
         target.apply("m", Start(bad), timeout=SECONDS)
     release = target.observe("m")
@@ -122,19 +156,15 @@ def test_a_revision_that_cannot_start_says_why_and_runs_nothing(make, packages, 
     assert (release.url, dict(release.weights)) == (None, {})
 
 
-def test_a_package_that_no_format_can_load_says_which(make, packages, tmp_path):
-    import shutil
-
+def test_a_package_that_no_format_can_load_says_which(make, made):
     target = make()
-    odd = tmp_path / "odd"
-    shutil.copytree(packages[0].path, odd)
-    data = json.loads((odd / manifest.FILE).read_text())
-    (odd / manifest.FILE).write_text(json.dumps({**data, "format": "torchscrip"}))
+    data = json.loads((made.artifacts[0].path / manifest.FILE).read_text())
+    odd = made.broken("odd", {manifest.FILE: json.dumps({**data, "format": "onxx"}).encode()})
     with (
         target.claim("m"),
-        pytest.raises(NotReady, match="no format named 'torchscrip'.*\n.*\n?.*torchscript"),
+        pytest.raises(NotReady, match="could not start: no format named 'onxx'"),
     ):
-        target.apply("m", Start(Revision(id=1, source="s", digest="d", package=odd)), timeout=SECONDS)
+        target.apply("m", Start(odd), timeout=SECONDS)
 
 
 def test_a_name_is_held_against_others_while_it_is_claimed(make):
@@ -172,12 +202,16 @@ def test_of_many_claims_at_once_one_holds(make):
     assert (len(held), len(refused)) == (1, 7)
 
 
-def test_a_revision_is_reached_and_asked_before_it_has_traffic(make, packages):
+def test_a_revision_is_reached_and_asked_before_it_has_traffic_and_remembered(make, made):
     target = make()
+    workload = Workload(replicas=1, secrets=("token",), tolerations=({"key": "gpu"},), ttl=60)
+    wanted = made.revision(1, workload=workload, origin=Origin(user="ada", commit="1a2b"), env={"A": "b"})
     with target.claim("m"):
-        target.apply("m", Start(revision(1, packages[0])), timeout=SECONDS)
+        target.apply("m", Start(wanted), timeout=SECONDS)
+        [found] = make().observe("m").revisions
+        assert (found.workload, found.origin, found.env) == (wanted.workload, wanted.origin, wanted.env)
         with target.reach("m", 1) as address:
-            assert answer(address) == 3.0
+            assert answer(address) == 1.0
         told = target.ask("m", 1, "/metrics")
         assert len(told) == 1
         assert all(b"# TYPE" in body for body in told.values())
@@ -188,30 +222,20 @@ def test_a_revision_is_reached_and_asked_before_it_has_traffic(make, packages):
         pass
 
 
-def test_what_a_revision_may_use_and_who_deployed_it_is_remembered(make, packages):
-    target = make()
-    workload = Workload(replicas=1, secrets=("token",), tolerations=({"key": "gpu"},), ttl=60)
-    wanted = revision(1, packages[0], workload=workload, origin=Origin(user="ada", commit="1a2b"))
-    with target.claim("m"):
-        target.apply("m", Start(wanted), timeout=SECONDS)
-        [found] = make().observe("m").revisions
-    assert (found.workload, found.origin) == (wanted.workload, wanted.origin)
-
-
-def test_forgetting_removes_all_and_can_be_done_twice(make, packages):
+def test_forgetting_removes_all_and_can_be_done_twice(make, made, kind):
     target = make()
     with target.claim("m"):
-        target.apply("m", Start(revision(1, packages[0])), timeout=SECONDS)
+        target.apply("m", Start(made.revision(1)), timeout=SECONDS)
         target.apply("m", Shift({1: 100}), timeout=SECONDS)
         url = target.observe("m").url
         target.apply("m", Forget(), timeout=SECONDS)
         target.apply("m", Forget(), timeout=SECONDS)
-    assert target.observe("m") == Release(name="m", target="process")
+    assert target.observe("m") == Release(name="m", target=kind)
     with pytest.raises(DeployError, match="does not answer"):
         answer(url)
 
 
-def test_a_taken_port_is_told_before_the_model_is_loaded(make, packages):
+def test_a_taken_port_is_told_before_the_model_is_loaded(make, made):
     import socket
 
     target = make()
@@ -225,8 +249,8 @@ def test_a_taken_port_is_told_before_the_model_is_loaded(make, packages):
                 DeployError, match=f"port {port} of 127.0.0.1 cannot be used: Address already in use"
             ),
         ):
-            target.apply("m", Start(revision(1, packages[0], port=port)), timeout=SECONDS)
+            target.apply("m", Start(made.revision(1, port=port)), timeout=SECONDS)
     with target.claim("m"):
-        target.apply("m", Start(revision(2, packages[0], port=port)), timeout=SECONDS)
+        target.apply("m", Start(made.revision(2, port=port)), timeout=SECONDS)
         target.apply("m", Shift({2: 100}), timeout=SECONDS)
     assert target.observe("m").url == f"http://127.0.0.1:{port}"

@@ -3,18 +3,71 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import tarfile
 
 import pytest
-from served_plans import make_parts
+from served_plans import WEIGHTS, make_package, make_parts
+
+from mlopsnb import manifest
 
 LABELS = {"test.odd": "quotes \" and ' and \\, $HOME, # and ünïcode"}
 
 
 @pytest.fixture(scope="session")
-def parts(tmp_path_factory, base_image):
+def image_place(tmp_path_factory):
+    """A directory for what images are made from, and the cache of builds that several tests share."""
+    return tmp_path_factory.mktemp("image-parts")
+
+
+class Served:
+    """Two models that answer with opposite signs, as packages and as images of the engine."""
+
+    def __init__(self, engine, packages, images):
+        self.engine, self.packages, self.images = engine, packages, images
+
+    def image_with(self, name, files):
+        """Make an image like the first one, but with other *files* in its package; return its name."""
+        context = io.BytesIO()
+        with tarfile.open(fileobj=context, mode="w") as tar:
+            for path, content in {**files, "Dockerfile": _dockerfile(self.images[0], files)}.items():
+                info = tarfile.TarInfo(path)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+        context.seek(0)
+        tag = f"{self.images[0].partition(':')[0]}:{name}"
+        self.engine.images.build(fileobj=context, custom_context=True, tag=tag, rm=True)
+        return tag
+
+
+def _dockerfile(image, files):
+    return "\n".join(
+        [f"FROM {image}", *(f"COPY {path} /opt/mlopsnb/model/{path}" for path in files)]
+    ).encode()
+
+
+@pytest.fixture(scope="session")
+def served(engine, image_place, base_image):
+    """Two models and their images, which `build` has brought into the engine."""
+    from mlopsnb.building import build
+
+    packages = [
+        manifest.artifact(make_package(image_place / f"served-{n}", factor * WEIGHTS))
+        for n, factor in enumerate((1, -1))
+    ]
+    name = f"test-served-{os.urandom(4).hex()}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLOPSNB_CACHE_DIR", str(image_place))
+        images = [build(package, name=name, base=base_image, load="engine").reference for package in packages]
+    yield Served(engine, packages, images)
+    forget(engine, name)
+
+
+@pytest.fixture(scope="session")
+def parts(image_place, base_image):
     """Return a function that makes a plan of another name, always of the same parts."""
-    place = tmp_path_factory.mktemp("image-parts")
+    place = image_place
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLOPSNB_CACHE_DIR", str(place))
         found = make_parts(place, base_image)

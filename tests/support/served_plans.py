@@ -65,8 +65,8 @@ def make_parts(place, base_image):
     )
 
 
-def make_package(into):
-    """Export `x @ WEIGHTS` as an ONNX package."""
+def make_package(into, weights=WEIGHTS):
+    """Export `x @ weights` as an ONNX package."""
     import onnx
 
     from mlopsnb.flow import export
@@ -77,7 +77,7 @@ def make_package(into):
         "g",
         [make.make_tensor_value_info("x", kind, ["n", 4])],
         [make.make_tensor_value_info("y", kind, ["n", 2])],
-        [onnx.numpy_helper.from_array(WEIGHTS, "w")],
+        [onnx.numpy_helper.from_array(weights, "w")],
     )
     model = make.make_model(graph, opset_imports=[make.make_opsetid("", 20)], ir_version=10)
     return export(model, EXAMPLE, into=into).path
