@@ -135,7 +135,14 @@ class DeployError(StepError):
 
 
 class NotReady(DeployError):
-    """The revision did not become ready; its last log lines are in the message."""
+    """The revision did not become ready; its last log lines are in the message.
+
+    `reason` is what the target found, in its own words where it has one: `OOMKilled`, `ImagePullBackOff`.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", reason: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.reason = reason
 
 
 class GateRejected(MlopsnbError):

@@ -35,11 +35,21 @@ State = Literal["started", "progress", "succeeded", "failed", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Replica:
+    """One copy of a server that is starting: a pod, a container. `phase` says in a few words what it is about."""
+
+    name: str
+    phase: str
+    ready: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """One thing that happened in one step.
 
     `message` is a short line for people; `fraction` is how much of the step is done (0 to 1), if known. A step that
-    moves data says how many bytes are `done`, of how many in `total` if that is known. `shown` is a record of what is
+    moves data says how many bytes are `done`, of how many in `total` if that is known; one that starts several copies
+    of a server says in `replicas` how each is, None if it has nothing to say of them. `shown` is a record of what is
     known so far, with `_repr_html_`, for whoever can show it while the step goes on.
     """
 
@@ -49,6 +59,7 @@ class Event:
     fraction: float | None = None
     done: int | None = None
     total: int | None = None
+    replicas: tuple[Replica, ...] | None = None
     shown: object | None = None
 
 

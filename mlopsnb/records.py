@@ -152,7 +152,8 @@ class Revision:
     `package` is the directory it is served from, `address` where this revision alone can be reached; `workers` are
     the processes that share the port, each with the model; `grpc_port` is the port for gRPC, if it is served.
     `cache_bytes` is the memory for answers that are kept, `fallback` the package that answers while this one cannot.
-    Targets that run images take it from `image`, a reference by digest, and give it what `workload` says.
+    Targets that run images take it from `image`, a reference by digest, and give it what `workload` says; `weights` is
+    the image that holds the weights which that one does not.
     """
 
     id: int
@@ -160,6 +161,7 @@ class Revision:
     digest: str
     package: Path | None = None
     image: str = ""
+    weights: str = ""
     workload: Workload = field(default_factory=Workload)
     origin: Origin = field(default_factory=Origin)
     created: str = ""

@@ -54,6 +54,15 @@ class Settings:
     image_cache_bytes: int = 20_000_000_000
     """How much the layers and environments of past builds may take; the oldest go first."""
 
+    context: str = ""
+    """The context of the kubeconfig that names the cluster; its current one if empty."""
+
+    namespace: str = ""
+    """The namespace of the cluster to work in; the context's own if empty."""
+
+    pull_secret: str = ""
+    """The Secret of that namespace with which the cluster pulls images, if their registry wants one."""
+
     prometheus: str = ""
     """Address of a Prometheus server that scrapes what is deployed, for `metrics`; empty asks the replicas themselves."""
 

@@ -145,3 +145,22 @@ def engine():
 def cluster():
     """kubectl in the context of somebody who may work in one namespace and not more, if there is such a context."""
     return Kubectl.of(SURROUNDINGS.get("MLOPSNB_TEST_CONTEXT", ""))
+
+
+@pytest.fixture(scope="session")
+def admin_context():
+    """The context of somebody who may do everything on the cluster."""
+    context = SURROUNDINGS.get("MLOPSNB_TEST_CONTEXT", "")
+    if reason := _silent("kubectl", *(("--context", context) if context else ()), "auth", "can-i", "*", "*"):
+        pytest.skip(f"MLOPSNB_TEST_CONTEXT is not an administrator's: {reason}")
+    return context
+
+
+@pytest.fixture
+def space(admin_context):
+    """kubectl as an administrator in a namespace of this test alone, which is removed behind it."""
+    admin, name = Kubectl(admin_context), f"test-{os.urandom(4).hex()}"
+    admin("create", "namespace", name)
+    yield Kubectl(admin_context, name)
+    admin("--namespace", name, "delete", "pods", "--all", "--grace-period=1", "--wait=false")
+    admin("delete", "namespace", name, "--wait=false")

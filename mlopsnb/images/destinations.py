@@ -1,4 +1,4 @@
-"""Clusters that take an image without a registry: kind, minikube and k3d by their commands, or by sharing the engine.
+"""Clusters that take an image without a registry: kind, minikube and k3d, by their commands.
 
 Sources: https://kind.sigs.k8s.io/docs/user/quick-start/#loading-an-image-into-your-cluster,
 https://minikube.sigs.k8s.io/docs/commands/image/#minikube-image-load, https://k3d.io/stable/usage/importing_images/.
@@ -6,24 +6,16 @@ https://minikube.sigs.k8s.io/docs/commands/image/#minikube-image-load, https://k
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mlopsnb import events
 from mlopsnb.errors import BuildError
 
-if TYPE_CHECKING:
-    from mlopsnb.images.engine_builds import BuildEngine
-
 _KUBECTL_SECONDS = 20
-_RUNTIMES = "{.items[*].status.nodeInfo.containerRuntimeVersion}"
-_DOCKER_DESKTOP = "docker-desktop"
-"""Its engine hides the containers of its pods."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,49 +102,6 @@ def cluster_of(kind: str, context: str) -> str:
 def current_context() -> str:
     """Return kubectl's current context; nothing if there is none, or no kubectl."""
     return _kubectl("config", "current-context").strip()
-
-
-def shares_engine(engine: BuildEngine, *, context: str = "", namespace: str = "") -> bool | None:
-    """Say whether pods of *context* run on *engine*, so that they find its images there; None if that is not known.
-
-    Compares the pods of *namespace* with those whose containers the engine runs. Nodes are asked for too, but the right
-    to see them is not needed. What is not said is as in the kubeconfig.
-    """
-    where = [*(["--context", context] * bool(context)), *(["--namespace", namespace] * bool(namespace))]
-    running = "--field-selector=status.phase=Running"
-    return decide(
-        context=context or current_context(),
-        on_engine=engine.pods(),
-        pods=_kubectl(*where, "get", "pods", running, "--output=jsonpath={.items[*].metadata.uid}").split(),
-        runtimes=_kubectl(*where, "get", "nodes", f"--output=jsonpath={_RUNTIMES}").split(),
-        environ=os.environ,
-    )
-
-
-def decide(
-    *,
-    context: str,
-    on_engine: Collection[str],
-    pods: Collection[str],
-    runtimes: Sequence[str],
-    environ: Mapping[str, str],
-) -> bool | None:
-    """Say whether a cluster runs on an engine; None if what is known does not tell. Pure.
-
-    *on_engine* are the UIDs of the pods whose containers the engine runs, *pods* those of running pods that the cluster
-    let us see, *runtimes* what its nodes say they run on; either is empty if we may not look.
-    """
-    if context and environ.get("MINIKUBE_ACTIVE_DOCKERD") == context:
-        return True  # the shell has had `minikube docker-env`: this engine is the node's
-    if any(not runtime.startswith("docker://") for runtime in runtimes):
-        return False
-    if set(pods) & set(on_engine):
-        return len(runtimes) <= 1
-    if context == _DOCKER_DESKTOP and runtimes:
-        return True
-    if pods and context != _DOCKER_DESKTOP:
-        return False
-    return None
 
 
 def _kubectl(*words: str) -> str:

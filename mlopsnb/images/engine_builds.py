@@ -15,9 +15,6 @@ from mlopsnb.images.engine import Engine
 if TYPE_CHECKING:
     from mlopsnb.images.credentials import Credentials
 
-_POD_UID = "io.kubernetes.pod.uid"
-"""The label that kubelets give to containers of pods."""
-
 
 class BuildEngine(Engine):
     """An engine that builds. Names are moved and removed one at a time; an image with a name is never removed."""
@@ -118,12 +115,6 @@ class BuildEngine(Engine):
         leaves = ours - {parents[i] for i in ours}
         removed = [image for image in sorted(leaves) if self.remove_untagged(image)]
         return bool(removed)
-
-    def pods(self) -> frozenset[str]:
-        """Return the UIDs of the pods whose containers it runs."""
-        with self._translated("list its containers"):
-            listed = self._api.containers(filters={"label": _POD_UID})
-        return frozenset(container["Labels"][_POD_UID] for container in listed)
 
     def sizes(self, image: str) -> list[tuple[str, int]]:
         """Return how each layer or setting of an image was made and how many bytes it has, oldest first."""

@@ -10,12 +10,10 @@ from dataclasses import replace
 
 import pytest
 from built_images import forget, leftovers
-from surroundings import restricted_pod
 
 from mlopsnb import manifest
 from mlopsnb.errors import BuildError
 from mlopsnb.images import context
-from mlopsnb.images.destinations import shares_engine
 from mlopsnb.images.docker import CACHE, Docker, exported
 from mlopsnb.images.engine_builds import BuildEngine
 from mlopsnb.images.errors import EngineNotRunning, RegistryError, RegistryUnreachable
@@ -183,12 +181,3 @@ def test_what_an_engine_says_of_a_push_becomes_our_error():
     assert kind("something else") is RegistryError
     plain = translated("r.io", "push x", "http: server gave HTTP response to HTTPS client")
     assert "insecure-registries" in plain.hint
-
-
-@pytest.mark.cluster
-def test_a_cluster_that_runs_on_the_engine_is_seen_to(fresh, cluster):
-    image = Docker().build(fresh, ENGINE)
-    name = f"{fresh.repository}-shared"
-    with cluster.pod(name, restricted_pod(image.tagged)), BuildEngine() as engine:
-        cluster("wait", "--for=condition=Ready", f"pod/{name}", "--timeout=120s")
-        assert shares_engine(engine, context=cluster.context) is True

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import tarfile
+import threading
+import time
 
 import pytest
 from served_plans import WEIGHTS, make_package, make_parts
@@ -83,14 +84,29 @@ def fresh(parts, engine):
 
 
 def forget(engine, name):
-    """Remove every name that has *name* in it, and so the images."""
+    """Remove every name that has *name* in it, and so the images; pods that are ending may hold them for a while."""
+    end, never = time.monotonic() + 120, threading.Event()
+    while not _forgotten(engine, name):
+        assert time.monotonic() < end, f"something holds the images {name}"
+        never.wait(0.5)
+
+
+def _forgotten(engine, name):
     import docker
 
+    held = False
     for image in engine.api.images():
         for tag in (*(image["RepoTags"] or ()), *(image["RepoDigests"] or ())):
             if name in tag:
-                with contextlib.suppress(docker.errors.NotFound):  # the last tag takes the digest with it
+                try:
                     engine.api.remove_image(tag)
+                except docker.errors.NotFound:  # the last tag takes the digest with it
+                    continue
+                except docker.errors.APIError as exc:
+                    if exc.status_code != 409:
+                        raise
+                    held = True
+    return not held
 
 
 def leftovers(engine):

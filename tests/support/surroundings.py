@@ -57,9 +57,10 @@ def until_ready(url, seconds=60):
 
 @dataclass(frozen=True)
 class Kubectl:
-    """kubectl in one context; its namespace is the context's."""
+    """kubectl in one context, and in its namespace unless another one is named."""
 
     context: str
+    namespace: str = ""
 
     @classmethod
     def of(cls, admin):
@@ -69,7 +70,11 @@ class Kubectl:
     def __call__(self, *words, stdin=None):
         """Return what kubectl prints; *stdin* is text, or an object to be given as JSON."""
         text = stdin if stdin is None or isinstance(stdin, str) else json.dumps(stdin)
-        return _run("--context", self.context, *words, stdin=text)
+        return _run(*self._where, *words, stdin=text)
+
+    @property
+    def _where(self):
+        return "--context", self.context, *(("--namespace", self.namespace) if self.namespace else ())
 
     @contextlib.contextmanager
     def pod(self, name, spec):
@@ -84,7 +89,7 @@ class Kubectl:
     @contextlib.contextmanager
     def forwarded(self, pod, port):
         """Forward a free loopback port to *port* of a pod; yield it."""
-        command = ["kubectl", "--context", self.context, "port-forward", f"pod/{pod}", f":{port}"]
+        command = ["kubectl", *self._where, "port-forward", f"pod/{pod}", f":{port}"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             try:
                 yield int(process.stdout.readline().rpartition(" -> ")[0].rpartition(":")[2])

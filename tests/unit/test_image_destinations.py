@@ -12,7 +12,7 @@ from image_plans import a_plan, put_base
 
 from mlopsnb.errors import BuildError
 from mlopsnb.images import destinations
-from mlopsnb.images.destinations import LOADERS, cluster_of, decide, load
+from mlopsnb.images.destinations import LOADERS, cluster_of, load
 
 COMMAND = """#!/bin/sh
 printf '%s\\n' "$@" >"$(dirname "$0")/said"
@@ -97,31 +97,6 @@ def test_a_failure_is_told_in_the_commands_own_words(command, tmp_path):
 )
 def test_contexts_name_clusters(kind, context, cluster):
     assert cluster_of(kind, context) == cluster
-
-
-DOCKER, CONTAINERD = "docker://20.10.24", "containerd://1.7.1"
-
-
-@pytest.mark.parametrize(
-    ("known", "shared"),
-    [
-        ({"environ": {"MINIKUBE_ACTIVE_DOCKERD": "dev"}}, True),
-        ({"environ": {"MINIKUBE_ACTIVE_DOCKERD": "other"}}, None),
-        ({"pods": ["a", "b"], "on_engine": ["b", "z"]}, True),
-        ({"pods": ["a", "b"], "on_engine": ["b"], "runtimes": [DOCKER]}, True),
-        ({"pods": ["a"], "on_engine": ["a"], "runtimes": [DOCKER, DOCKER]}, False),
-        ({"pods": ["a"], "on_engine": ["z"]}, False),
-        ({"runtimes": [CONTAINERD]}, False),
-        ({"runtimes": [DOCKER]}, None),
-        ({}, None),
-        ({"context": "docker-desktop", "runtimes": [DOCKER], "pods": ["a"]}, True),
-        ({"context": "docker-desktop", "runtimes": [CONTAINERD]}, False),
-        ({"context": "docker-desktop", "pods": ["a"]}, None),
-    ],
-)
-def test_a_cluster_shares_the_engine_if_its_pods_run_there(known, shared):
-    asked = {"context": "dev", "on_engine": [], "pods": [], "runtimes": [], "environ": {}, **known}
-    assert decide(**asked) is shared
 
 
 def test_without_kubectl_nothing_is_known(monkeypatch, tmp_path):

@@ -1,0 +1,387 @@
+"""Target `kubernetes`: each revision is a Deployment of its own, and one Service says which of them get the traffic.
+
+Everything is in one namespace, and needs no more there than the role `edit` gives. All is found again by its labels; what
+is not in the objects, such as revisions that have ended, is in a ConfigMap. A revision is ready before it gets traffic,
+and what had traffic serves until nobody sends it any.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING
+
+from mlopsnb.errors import DeployError, UserError
+from mlopsnb.records import Workload
+from mlopsnb.rollout import Action, Check, Forget, Gate, Scale, Shift, Start, Stop
+from mlopsnb.settings import settings
+from mlopsnb.targets import cluster_history, cluster_images, cluster_pods, manifests, rights
+from mlopsnb.targets.cluster import Cluster, Object
+from mlopsnb.targets.cluster_addresses import Addresses
+from mlopsnb.targets.cluster_claims import Claim
+from mlopsnb.targets.cluster_errors import Forbidden
+from mlopsnb.targets.cluster_history import Entry, History
+from mlopsnb.targets.cluster_seen import Seen, look
+from mlopsnb.targets.forwarding import Forward
+from mlopsnb.targets.manifests import HTTP_PORT, MANAGED, NAME, REVISION, workload_name
+from mlopsnb.targets.shares import replicas_for
+from mlopsnb.targets.watching import wait_ready
+
+if TYPE_CHECKING:
+    from mlopsnb.protocols import Delivery
+    from mlopsnb.records import Release, Revision
+
+_LAST_LINES = 50
+_ENDPOINT_SECONDS = 30.0
+_ENDING_SECONDS = 30.0
+
+
+class Kubernetes:
+    """Runs revisions in one namespace of a cluster; by default those of the settings, else of the kubeconfig."""
+
+    def __init__(self, *, context: str | None = None, namespace: str | None = None) -> None:
+        chosen = settings(context=context, namespace=namespace)
+        self._cluster = Cluster(chosen.context, chosen.namespace)
+        self._addresses = Addresses(self._cluster)
+        self._claims: dict[str, Claim] = {}
+
+    def delivery(self) -> Delivery:
+        """Say how images get to its nodes; `DeployError` if they cannot, or if a right is missing to deploy at all."""
+        rights.check(self._cluster, rights.ALWAYS)
+        return cluster_images.delivery(self._cluster, settings())
+
+    def takes(self) -> frozenset[str]:
+        """Name the fields of `Workload` that it gives a revision: all."""
+        return frozenset(f.name for f in fields(Workload))
+
+    def splits(self) -> bool:
+        """Say that several revisions can share the traffic."""
+        return True
+
+    def names(self) -> Sequence[str]:
+        """List the names that have a history or anything running in the namespace."""
+        running = self._cluster.list("apps/v1", "Deployment", labels=MANAGED)
+        found = {d["metadata"]["labels"].get(NAME, "") for d in running}
+        return sorted((found | cluster_history.names(self._cluster)) - {""})
+
+    @contextlib.contextmanager
+    def claim(self, name: str) -> Iterator[None]:
+        """Hold *name* against other deploys, of whomever; `DeployError` at once if another one holds it."""
+        if not name[:1].isalpha():
+            raise UserError(
+                f"{name!r} cannot be deployed to Kubernetes, where a Service's name begins with a letter",
+                hint=f"for example name={'m-' + name!r}",
+            )
+        claim = Claim(self._cluster, name)
+        with claim.held():
+            self._claims[name] = claim
+            try:
+                yield
+            finally:
+                self._claims.pop(name, None)
+
+    def observe(self, name: str) -> Release:
+        """Return what the history says of *name*, corrected by what the cluster runs."""
+        seen = look(self._cluster, name)
+        if not seen.weights:
+            return seen.release()
+        top = seen.revision(max(seen.weights, key=seen.weights.__getitem__))
+        return seen.release(self._addresses.url(seen, top), self._addresses.grpc(seen, top))
+
+    def apply(self, name: str, action: Action, *, timeout: float) -> None:
+        """Carry out *action*; see `protocols.Target`."""
+        if name in self._claims:
+            self._claims[name].check()
+        match action:
+            case Start(revision):
+                self._start(name, revision, timeout)
+            case Shift(weights):
+                self._shift(name, weights, timeout)
+            case Scale(revision_id, replicas):
+                self._scale(name, revision_id, replicas, timeout)
+            case Stop(revision_id, failed):
+                self._stop(name, revision_id, failed=failed)
+            case Forget():
+                self._forget(name, timeout)
+            case Check() | Gate():
+                raise AssertionError("checks and gates are made by whoever carries out the plan")
+
+    def logs(self, name: str, revision_id: int) -> Iterator[str]:
+        """Yield the lines that the revision's pods have written so far; of one that failed, its last ones."""
+        found = cluster_pods.pods(self._cluster, name, revision_id)
+        if found:
+            yield from cluster_pods.logs(self._cluster, found)
+        elif entry := self._history(name).read().entries.get(revision_id):
+            yield from entry.log
+
+    @contextlib.contextmanager
+    def reach(self, name: str, revision_id: int) -> Iterator[str]:
+        """Yield a loopback address that leads to a pod of the revision."""
+        if not self._connectable(name, revision_id):
+            raise DeployError(f"revision {revision_id} of {name!r} does not run", hint="deploy it again")
+        forward = Forward(self._cluster, lambda: self._connectable(name, revision_id), HTTP_PORT)
+        try:
+            yield f"http://{forward.address}"
+        finally:
+            forward.close()
+
+    def ask(self, name: str, revision_id: int, path: str) -> Mapping[str, bytes]:
+        """GET *path* from each pod of the revision that runs."""
+        return cluster_pods.ask(self._cluster, cluster_pods.pods(self._cluster, name, revision_id), path)
+
+    def _connectable(self, name: str, revision_id: int) -> list[str]:
+        return cluster_pods.connectable(cluster_pods.pods(self._cluster, name, revision_id))
+
+    def _history(self, name: str) -> History:
+        return History(self._cluster, name)
+
+    # ------------------------------------------------------------------------------------------ start
+    def _start(self, name: str, revision: Revision, timeout: float) -> None:
+        _check_possible(name, revision)
+        traits = self._traits(revision)
+        objects = manifests.manifests(name, revision, traits)
+        rights.check(self._cluster, rights.to_make(objects))
+        seen = look(self._cluster, name)
+        started = replace(revision, state="starting")
+        self._history(name).update(lambda s: s.with_entry(Entry(revision=started, manifests=objects)))
+        try:
+            self._cluster.apply(manifests.service_account(name))
+            # One pod is enough to be proved; what gets traffic is grown first.
+            pool: manifests.Pool = "apart" if seen.shared else "main"
+            wanted = manifests.deployment(name, revision, traits, replicas=1, pool=pool, seconds=timeout)
+            self._cluster.apply(wanted)
+            wait_ready(self._cluster, workload_name(name, revision.id), timeout=timeout)
+            self._history(name).update(lambda s: s.with_revision(revision.id, state="running"))
+        except BaseException:
+            with contextlib.suppress(DeployError):  # the first failure tells more
+                self._stop(name, revision.id, failed=True)
+            raise
+
+    def _traits(self, revision: Revision) -> manifests.Traits:
+        """Return what the revision's objects have to know of the cluster; what they do not need is not asked."""
+        work, usual, has = revision.workload, manifests.Traits(), self._cluster.serves
+        old_scaling = work.max_replicas is not None and not has(usual.autoscaling)
+        old_budget = manifests.least(work) > 1 and not has(usual.disruption)
+        return manifests.Traits(
+            autoscaling="autoscaling/v2beta2" if old_scaling else usual.autoscaling,
+            disruption="policy/v1beta1" if old_budget else usual.disruption,
+            pull_policy="Never" if cluster_images.pull_policy(revision.image) == "Never" else "IfNotPresent",
+            pull_secret=settings().pull_secret,
+            gateway=self._gateway() if work.expose == "gateway" else "",
+        )
+
+    def _gateway(self) -> str:
+        """Return the name of the one Gateway that the namespace has."""
+        api = "gateway.networking.k8s.io/v1"
+        if not self._cluster.serves(api, "HTTPRoute"):
+            raise DeployError(
+                "expose='gateway' needs the Gateway API, which this cluster does not have",
+                hint="expose='ingress', 'loadbalancer' or 'nodeport' need no more than Kubernetes",
+            )
+        found = [g["metadata"]["name"] for g in self._cluster.list(api, "Gateway")]
+        if len(found) != 1:
+            raise DeployError(
+                f"expose='gateway' needs one Gateway in namespace {self._cluster.namespace!r}; "
+                f"there are: {', '.join(found) or 'none'}",
+                hint="ask the cluster's administrator for one",
+            )
+        return str(found[0])
+
+    # ------------------------------------------------------------------------------------------ traffic
+    def _shift(self, name: str, weights: Mapping[int, int], timeout: float) -> None:
+        """Ready, then weight, then shrink."""
+        seen = look(self._cluster, name)
+        weights = {n: w for n, w in weights.items() if w > 0}
+        if absent := sorted(set(weights) - set(seen.deployments)):
+            raise DeployError(f"revision {absent[0]} of {name!r} does not run", hint="deploy it again")
+        top = seen.revision(max(weights, key=weights.__getitem__))
+        counts = _counts(seen, weights)
+        shared = len(weights) > 1
+        if shared:
+            self._remove(self._autoscaler(name))
+        for number, count in counts.items():
+            self._ready(name, seen, number, count, timeout, join=shared)
+        self._cluster.apply(manifests.service(name, top, pinned=not shared))
+        self._await_endpoints(name, weights)
+        self._surround(name, top, shared=shared)
+        for number, count in _smaller(seen, counts, shared=shared).items():
+            self._resize(name, number, count)
+        self._history(name).update(lambda s: replace(s, weights=dict(weights)))
+
+    def _ready(self, name: str, seen: Seen, number: int, count: int, timeout: float, *, join: bool) -> None:
+        """See that a revision has *count* replicas or more, all ready; to *join* others, in their pool."""
+        deployment = workload_name(name, number)
+        joins = join and seen.pool(number) != "main"
+        if joins:
+            # It has no traffic yet, so that its pods are replaced does no harm.
+            revision = seen.revision(number)
+            self._cluster.apply(
+                manifests.deployment(name, revision, self._traits(revision), replicas=count, seconds=timeout)
+            )
+        elif seen.replicas[number] < count:
+            self._resize(name, number, count)
+        if joins or seen.deployments[number].get("status", {}).get("readyReplicas", 0) < count:
+            wait_ready(self._cluster, deployment, timeout=timeout, step="route")
+
+    def _await_endpoints(self, name: str, weights: Mapping[int, int]) -> None:
+        """Wait until the cluster has seen that the Service has pods of these revisions, and if it is one of no other."""
+        prefixes = [f"{workload_name(name, n)}-" for n in weights]
+
+        def routed(endpoints: Sequence[Object]) -> bool:
+            subsets = [s for e in endpoints for s in e.get("subsets") or ()]
+            ready = [
+                a.get("targetRef", {}).get("name", "") for s in subsets for a in s.get("addresses") or ()
+            ]
+            alone = len(prefixes) > 1 or all(pod.startswith(prefixes[0]) for pod in ready)
+            return alone and all(any(pod.startswith(p) for pod in ready) for p in prefixes)
+
+        with contextlib.suppress(TimeoutError, Forbidden):
+            one = f"metadata.name={name}"
+            self._cluster.until("v1", "Endpoints", routed, fields=one, seconds=_ENDPOINT_SECONDS)
+
+    def _surround(self, name: str, top: Revision, *, shared: bool) -> None:
+        """Make what goes with the traffic as *top* wants it, and remove what it does not want."""
+        wanted = [
+            o
+            for o in manifests.around(name, top, self._traits(top))
+            if not (shared and o["kind"] == "HorizontalPodAutoscaler")
+        ]
+        for each in wanted:
+            self._cluster.apply(each)
+        self._remove(k for k in self._companions(name) if k[1] not in {o["kind"] for o in wanted})
+
+    def _autoscaler(self, name: str) -> list[tuple[str, str, str]]:
+        return [("autoscaling/v1", "HorizontalPodAutoscaler", name)]
+
+    def _companions(self, name: str) -> Iterator[tuple[str, str, str]]:
+        """Yield what may go with a Service; each of them has its name."""
+        yield from self._autoscaler(name)
+        budget = "policy/v1" if self._cluster.serves("policy/v1") else "policy/v1beta1"
+        yield budget, "PodDisruptionBudget", name
+        yield "networking.k8s.io/v1", "NetworkPolicy", name
+        yield "networking.k8s.io/v1", "Ingress", name
+        if self._cluster.serves("gateway.networking.k8s.io/v1", "HTTPRoute"):
+            yield "gateway.networking.k8s.io/v1", "HTTPRoute", name
+
+    def _remove(self, kinds: Iterator[tuple[str, str, str]] | Sequence[tuple[str, str, str]]) -> None:
+        """Remove objects if they are there; those of kinds that we may not remove, we cannot have made."""
+        for api, kind, name in kinds:
+            with contextlib.suppress(Forbidden):
+                self._cluster.delete(api, kind, name)
+
+    # ------------------------------------------------------------------------------------------ size, end
+    def _resize(self, name: str, number: int, count: int) -> None:
+        changes = {"spec": {"replicas": count}}
+        self._cluster.merge("apps/v1", "Deployment", workload_name(name, number), changes, part="scale")
+
+    def _scale(self, name: str, number: int, count: int, timeout: float) -> None:
+        seen = look(self._cluster, name)
+        if number not in seen.deployments:
+            raise DeployError(f"revision {number} of {name!r} does not run", hint="deploy it again")
+        work = seen.revision(number).workload
+        if work.max_replicas is not None:
+            raise DeployError(
+                f"revision {number} of {name!r} is scaled by the cluster, "
+                f"between {manifests.least(work)} and {work.max_replicas} replicas",
+                hint="deploy it with other min_replicas and max_replicas",
+            )
+        wanted = replace(work, replicas=count)
+        self._resize(name, number, count)
+        wait_ready(self._cluster, workload_name(name, number), timeout=timeout, step="scale")
+        self._history(name).update(lambda s: s.with_revision(number, workload=wanted))
+        if seen.weights.get(number) == 100:
+            self._surround(name, replace(seen.revision(number), workload=wanted), shared=False)
+
+    def _stop(self, name: str, number: int, *, failed: bool) -> None:
+        history = self._history(name)
+        if failed:
+            lines = self._last_lines(name, number)
+            history.update(lambda s: _noted(s, number, lines))
+        else:
+            history.update(lambda s: s.with_revision(number, state="stopped"))
+        self._cluster.delete("apps/v1", "Deployment", workload_name(name, number))
+        with contextlib.suppress(TimeoutError):
+            self._await_ending(name, _ENDING_SECONDS, number)
+
+    def _await_ending(self, name: str, seconds: float, number: int | None = None) -> None:
+        """Wait until the pods of a name, or of one revision, have been told to end; they answer what they have in work."""
+        chosen = {NAME: name} if number is None else {NAME: name, REVISION: str(number)}
+        self._cluster.until(
+            "v1", "Pod", _all_are_ending, labels=cluster_pods.chosen_by(chosen), seconds=seconds
+        )
+
+    def _last_lines(self, name: str, number: int) -> tuple[str, ...]:
+        found = cluster_pods.pods(self._cluster, name, number)
+        return tuple(cluster_pods.logs(self._cluster, found, tail=_LAST_LINES))[-_LAST_LINES:]
+
+    def _forget(self, name: str, timeout: float) -> None:
+        self._addresses.close(name)
+        self._cluster.delete("v1", "Service", name)
+        self._remove(self._companions(name))
+        chosen = f"{MANAGED},{NAME}={name}"
+        for each in self._cluster.list("apps/v1", "Deployment", labels=chosen):
+            self._cluster.delete("apps/v1", "Deployment", each["metadata"]["name"])
+        try:
+            self._await_ending(name, timeout)
+        except TimeoutError as exc:
+            raise DeployError(
+                f"the cluster does not end the pods of {name!r}: {exc}", hint="delete it again"
+            ) from exc
+        self._cluster.delete("v1", "ServiceAccount", name)
+        self._history(name).forget()
+
+
+def _all_are_ending(pods: Sequence[Object]) -> bool:
+    return all("deletionTimestamp" in pod["metadata"] for pod in pods)
+
+
+def _check_possible(name: str, revision: Revision) -> None:
+    if not revision.image:
+        raise DeployError(
+            f"revision {revision.id} of {name!r} has no image, and Kubernetes runs nothing else",
+            hint="deploy builds one by itself; build(…) does it beforehand",
+        )
+    if revision.fallback is not None:
+        raise DeployError(
+            "the kubernetes target cannot give a server a fallback: it is not in the image",
+            hint="leave fallback out, or use target='process'",
+        )
+    work = revision.workload
+    if work.max_replicas is not None and work.cpu is None:
+        raise UserError(
+            "min_replicas and max_replicas scale by the use of the processor, and need to know how much there is",
+            hint="say how much a replica gets, for example cpu=1",
+        )
+
+
+def _counts(seen: Seen, weights: Mapping[int, int]) -> dict[int, int]:
+    """Return how many replicas each revision needs for its share, so that together they are as many as were wanted."""
+    now = sum(seen.alive.get(n, 0) for n in seen.weights)
+    if len(weights) == 1:
+        [only] = weights
+        work = seen.revision(only).workload
+        if work.max_replicas is None:
+            return {only: work.replicas}
+        # What it takes over from may have been scaled up, for a reason.
+        return {only: max(manifests.least(work), min(now, work.max_replicas))}
+    total = max(manifests.least(seen.revision(n).workload) for n in weights)
+    scaled = any(seen.revision(n).workload.max_replicas is not None for n in weights)
+    return replicas_for(weights, max(total, now) if scaled else total)
+
+
+def _smaller(seen: Seen, counts: Mapping[int, int], *, shared: bool) -> dict[int, int]:
+    """Return who gives replicas up once the traffic has moved. Who has none left is stopped by a step of its own."""
+    fewer = {n: c for n, c in counts.items() if seen.replicas[n] > c}
+    if not shared:
+        [only] = counts
+        return fewer if seen.revision(only).workload.max_replicas is None else {}
+    others = {n: 0 for n in seen.alive if n not in counts and seen.pool(n) == "main"}
+    return fewer | others
+
+
+def _noted(state: cluster_history.State, number: int, lines: Sequence[str]) -> cluster_history.State:
+    """Return the history with a revision that failed, and what it wrote last."""
+    state = state.with_revision(number, state="failed")
+    entry = state.entries.get(number)
+    return state.with_entry(replace(entry, log=tuple(lines) or entry.log)) if entry else state

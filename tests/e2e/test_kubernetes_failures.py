@@ -1,0 +1,304 @@
+"""Every way in which a deployment fails, produced on a real cluster: what is said of it, before its time is over.
+
+In the namespace of somebody who may edit there and not more, and where an administrator is needed in one of its own.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import secrets
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+
+import failing_deployments as failing
+import pytest
+from authority import Authority
+from failing_deployments import Failing, deployment, web
+
+from mlopsnb.errors import DeployError, NotReady
+from mlopsnb.events import reporting_to
+from mlopsnb.targets.cluster import Cluster
+from mlopsnb.targets.watching import wait_ready
+
+pytestmark = pytest.mark.cluster
+
+SECONDS = 240
+
+
+@pytest.fixture(scope="module")
+def prefix():
+    """What all names begin with."""
+    return f"test-{secrets.token_hex(3)}"
+
+
+def outcomes(cluster, cases, *, timeout=SECONDS):
+    """Start the deployments side by side; return by name what waiting for each raised, and the events before."""
+    names = [case.name for case in cases]
+    try:
+        for case in cases:
+            cluster.apply(case.manifest)
+        with ThreadPoolExecutor(len(names)) as pool:
+            return dict(
+                zip(names, pool.map(lambda name: outcome(cluster, name, timeout), names), strict=True)
+            )
+    finally:
+        for name in names:
+            cluster.delete("apps/v1", "Deployment", name)
+
+
+def outcome(cluster, name, timeout):
+    told = []
+    with reporting_to(told.append):
+        try:
+            wait_ready(cluster, name, timeout=timeout)
+        except DeployError as exc:
+            return exc, told
+    return None, told
+
+
+def check(case, found):
+    error, told = found
+    assert isinstance(error, NotReady), (error, told)
+    assert error.reason == case.kind, error
+    assert all(word in error.message for word in case.words), error
+    assert case.hint in error.hint, error
+    assert error.hint
+    assert told[-1].message.startswith("0 of 1 pod ready")
+    assert case.words[0] in told[-1].message  # it was shown as it was found, not at the end
+
+
+# ---------------------------------------------------------------------------------------------- with few rights
+@pytest.fixture(scope="module")
+def mine(cluster):
+    """The cluster as somebody sees it who may edit in one namespace."""
+    return Cluster(cluster.context)
+
+
+@pytest.fixture(scope="module")
+def some_secret(mine, prefix):
+    name = f"{prefix}-some"
+    mine.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": {"k": "v"}})
+    yield name
+    mine.delete("v1", "Secret", name)
+
+
+@pytest.mark.parametrize("group", failing.GROUPS, ids=lambda group: group.__name__)
+def test_a_failure_says_what_it_is(mine, some_secret, prefix, base_image, group):
+    cases = group(prefix, base_image)
+    found = outcomes(mine, cases)
+    for case in cases:
+        check(case, found[case.name])
+
+
+def test_a_failure_is_told_by_its_pod(mine, prefix, base_image):
+    """Rows say what each pod is about, and what it went through is shown as it happened."""
+    [case] = (c for c in failing.crashes(f"{prefix}-row", base_image) if c.kind == "OOMKilled")
+    _, told = outcomes(mine, [case])[case.name]
+    [last] = told[-1].replicas
+    assert last.name.startswith(f"{case.name}-")
+    assert (last.ready, told[-1].fraction) == (False, 0)
+    assert last.phase.startswith("OOMKilled")
+    assert all(event.step == "start" for event in told)
+
+
+def test_what_gets_ready_is_waited_for(mine, prefix, base_image):
+    """Both pods, through one that is replaced meanwhile."""
+    name = f"{prefix}-well"
+    well = deployment(name, base_image, failing.SERVE, readinessProbe=failing.probe("/started"))
+    well["spec"]["replicas"] = 2
+    error, told = outcomes(mine, [Failing(manifest=well, kind="")])[name]
+    assert error is None
+    assert told[-1].message == "2 of 2 pods ready"
+    assert told[-1].fraction == 1
+    assert [r.phase for r in told[-1].replicas] == ["ready", "ready"]
+
+
+def test_time_is_over(mine, prefix, base_image):
+    """Nothing is wrong with a server that takes long: then its pods are what there is to say."""
+    name = f"{prefix}-slow"
+    slow = deployment(name, base_image, readinessProbe=failing.probe("/", initialDelaySeconds=600))
+    error, _ = outcomes(mine, [Failing(manifest=slow, kind="")], timeout=4)[name]
+    assert error.reason == "Timeout"
+    assert f"{name} was not ready after 4 s: 0 of 1 pod ready: {name}-" in error.message
+
+
+def test_what_is_not_there_or_goes_away(mine, prefix, base_image):
+    with pytest.raises(DeployError, match="is not there"):
+        wait_ready(mine, f"{prefix}-none", timeout=5)
+    name = f"{prefix}-going"
+    mine.apply(deployment(name, base_image, readinessProbe=failing.probe("/", initialDelaySeconds=600)))
+
+    def once_told(event):
+        mine.delete("apps/v1", "Deployment", name)
+
+    with reporting_to(once_told), pytest.raises(DeployError, match="was deleted while it started"):
+        wait_ready(mine, name, timeout=SECONDS)
+
+
+# ---------------------------------------------------------------------------------------------- registries on this machine
+@pytest.fixture(scope="module")
+def own_address(mine):
+    """An address of this machine that is not the loopback, where the cluster runs on this machine."""
+    if "//127.0.0.1:" not in mine.server:
+        pytest.skip("the cluster does not run on this machine")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # nothing is sent
+        return probe.getsockname()[0]
+
+
+def test_registries_that_say_no(mine, prefix, tmp_path, own_address):
+    """One that wants credentials, one with a certificate of nobody's, and one without TLS."""
+
+    def unauthorized(body):
+        return 401, {"WWW-Authenticate": 'Basic realm="tests"'}, b'{"errors": [{"code": "UNAUTHORIZED"}]}'
+
+    certificate, key = Authority(tmp_path, "ca").issue("registry")
+    both = tmp_path / "both.pem"
+    both.write_bytes(certificate.read_bytes() + key.read_bytes())
+    with web("0.0.0.0", unauthorized) as plain, web("0.0.0.0", unauthorized, certificate=both) as tls:
+        cases = [
+            Failing(
+                manifest=deployment(f"{prefix}-{name}", f"{host}/x:1"),
+                kind="ImagePullBackOff",
+                words=(words,),
+            )
+            for name, host, words in (
+                ("credentials", f"127.0.0.1:{plain}", f"127.0.0.1:{plain} wants credentials"),
+                ("x509", f"{own_address}:{tls}", "the nodes do not trust the certificate"),
+                ("http", f"{own_address}:{plain}", "speaks plain HTTP"),
+            )
+        ]
+        found = outcomes(mine, cases)
+    for case in cases:
+        check(case, found[case.name])
+
+
+# ---------------------------------------------------------------------------------------------- what an administrator sets
+@pytest.fixture(scope="module")
+def admin(admin_context, prefix):
+    """The cluster as its administrator sees it, in a namespace of the tests."""
+    cluster = Cluster(admin_context, prefix)
+    space = {
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {"name": prefix, "labels": {"tests": prefix}},
+    }
+    cluster.request("POST", "/api/v1/namespaces", body=space)
+    try:
+        cluster.until("v1", "ServiceAccount", "default", lambda found: found is not None, seconds=60)
+        yield cluster
+    finally:
+        cluster.request("DELETE", f"/api/v1/namespaces/{prefix}")
+
+
+def forbidding(kind, prefix, spec):
+    return {"apiVersion": "v1", "kind": kind, "metadata": {"name": f"{prefix}-{kind.lower()}"}, "spec": spec}
+
+
+def asking(cpu, memory):
+    return {"resources": {"requests": {"cpu": cpu}, "limits": {"cpu": cpu, "memory": memory}}}
+
+
+def webhook(name, prefix, app, client):
+    """Return a webhook that is asked about the pods of *app* in the tests' namespace."""
+    return {
+        "name": name,
+        "clientConfig": client,
+        "namespaceSelector": {"matchLabels": {"tests": prefix}},
+        "objectSelector": {"matchLabels": {"app": app}},
+        "rules": [
+            {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}
+        ],
+        "failurePolicy": "Fail",
+        "sideEffects": "None",
+        "timeoutSeconds": 2,
+        "admissionReviewVersions": ["v1"],
+    }
+
+
+@contextmanager
+def webhooks(cluster, prefix, hooks):
+    root = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations"
+    kind = {"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration"}
+    cluster.request("POST", root, body={**kind, "metadata": {"name": prefix}, "webhooks": hooks})
+    try:
+        yield
+    finally:
+        cluster.request("DELETE", f"{root}/{prefix}")
+
+
+def deny(body):
+    """Say no, as an admission webhook does."""
+    said = {
+        "uid": json.loads(body)["request"]["uid"],
+        "allowed": False,
+        "status": {"message": "no signature"},
+    }
+    review = {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": said}
+    return 200, {"Content-Type": "application/json"}, json.dumps(review).encode()
+
+
+def test_what_the_administrator_forbids(admin, prefix, base_image, tmp_path, own_address):
+    """A quota, a limit range, a webhook that denies and one that is not there."""
+    quota = {"hard": {"requests.cpu": "100m"}}
+    limit = {"limits": [{"type": "Container", "max": {"memory": "256Mi"}, "default": {"memory": "64Mi"}}]}
+    for kind, spec in (("ResourceQuota", quota), ("LimitRange", limit)):
+        root = f"/api/v1/namespaces/{prefix}/{kind.lower()}s"
+        admin.request("POST", root, body=forbidding(kind, prefix, spec))
+    authority = Authority(tmp_path, "ca")
+    certificate, key = authority.issue("webhook")
+    both = tmp_path / "both.pem"
+    both.write_bytes(certificate.read_bytes() + key.read_bytes())
+    names = {name: f"{prefix}-{name}" for name in ("quota", "limit", "denied", "dead")}
+    cases = [
+        Failing(
+            manifest=deployment(names["quota"], base_image, **asking("2", "64Mi")),
+            kind="QuotaExceeded",
+            words=(f"the quota {prefix}-resourcequota is used up", "asked for requests.cpu=2", "of requests.cpu=100m"),
+        ),
+        Failing(
+            manifest=deployment(names["limit"], base_image, **asking("10m", "1Gi")),
+            kind="LimitRange",
+            words=("a limit range of the namespace does not allow the pod: maximum memory usage per Container is 256Mi",),
+        ),
+        Failing(
+            manifest=deployment(names["denied"], base_image, **asking("10m", "64Mi")),
+            kind="WebhookDenied",
+            words=('the admission webhook "denies.example.com" denied the pod: no signature',),
+        ),
+        Failing(
+            manifest=deployment(names["dead"], base_image, **asking("10m", "64Mi")),
+            kind="WebhookDenied",
+            words=('the admission webhook "dead.example.com", without which the cluster takes no pod, does not answer',),
+        ),
+    ]  # fmt: skip
+    with ExitStack() as stack:
+        port = stack.enter_context(web("127.0.0.1", deny, certificate=both))
+        trusted = base64.b64encode(authority.path.read_bytes()).decode()
+        there = {"url": f"https://127.0.0.1:{port}/", "caBundle": trusted}
+        nowhere = {"url": "https://127.0.0.1:9/", "caBundle": trusted}
+        hooks = [
+            webhook("denies.example.com", prefix, names["denied"], there),
+            webhook("dead.example.com", prefix, names["dead"], nowhere),
+        ]
+        stack.enter_context(webhooks(admin, prefix, hooks))
+        found = outcomes(admin, cases)
+    for case in cases:
+        check(case, found[case.name])
+
+
+def test_pod_security(admin, prefix, base_image):
+    version = admin.request("GET", "/version")
+    if int(version["minor"].rstrip("+")) < 25:
+        pytest.skip(f"Kubernetes {version['gitVersion']} has no Pod Security admission")
+    labels = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
+    content = "application/merge-patch+json"
+    admin.request("PATCH", f"/api/v1/namespaces/{prefix}", body=labels, content=content)
+    case = Failing(
+        manifest=deployment(f"{prefix}-loose", base_image, **asking("10m", "64Mi")),
+        kind="PodSecurity",
+        words=("does not allow the pod", "allowPrivilegeEscalation"),
+    )
+    check(case, outcomes(admin, [case])[case.name])
