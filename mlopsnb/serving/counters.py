@@ -1,0 +1,347 @@
+"""Counts the rows of requests and answers on the bins of the package's reference profile, for whoever watches drift.
+
+A request costs a copy of its rows into a ring of fixed size; the ring is counted when it is full, once a second, and
+before somebody is told. Text is not kept but counted at once. Nothing here fails a request: what cannot be counted is
+named, and an error that nobody foresaw ends the counting, not the answers. For the event loop alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mlopsnb.profiles import DriftProfile, Feature, Tally, snapshot_document
+from mlopsnb.serving.errors import stack
+from mlopsnb.serving.windows import KEEP_SECONDS
+from mlopsnb.tensors import STRING
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
+
+    from mlopsnb.records import Signature, TensorSpec
+    from mlopsnb.serving.windows import Windows
+    from mlopsnb.tensors import Array
+
+PROTOCOL = 1
+"""Of the answer at /profile; raised when an older reader could misread it."""
+
+COUNT_SECONDS = 1.0
+"""How often the ring is counted at least: what a process that is killed has not counted is no older."""
+
+MOST_FEATURES = 100
+"""Features that have series of their own in /metrics; the others share one."""
+
+_RING_ROWS = 2048
+_RING_BYTES = 1 << 20
+_OTHERS = "(others)"
+_log = logging.getLogger("mlopsnb.serving")
+
+
+@dataclass(frozen=True, slots=True)
+class _Numbers:
+    """The ring of one tensor of numbers: which of its columns are numeric features, and which are categories."""
+
+    name: str
+    ring: Array
+    columns: Array
+    features: tuple[int, ...]
+    categories: tuple[tuple[int, int], ...]
+
+    def count(self, rows: int, tally: Tally) -> None:
+        """Count the first *rows* rows."""
+        block = self.ring[:rows].reshape(rows, -1)
+        if self.features:
+            tally.add_block(self.features, block[:, self.columns])
+        for feature, column in self.categories:
+            tally.add_column(feature, block[:, column])
+
+
+class _Words:
+    """The categories of one tensor of text, each counted by a dict. `columns` of them are not in the profile."""
+
+    def __init__(self, name: str, features: Mapping[int, int], profile: DriftProfile, width: int) -> None:
+        self.name = name
+        self._cells = [profile.places[features[c]] if c in features else None for c in range(width)]
+        self._places = [_levels(profile.features[features[c]]) if c in features else {} for c in range(width)]
+        self._unknown = [
+            _unknown(profile.features[features[c]]) if c in features else 0 for c in range(width)
+        ]
+        self._counts = [[0] * (s.stop - s.start if s else 1) for s in self._cells]
+        self._columns = list(zip(self._counts, self._places, self._unknown, strict=True))
+
+    def note(self, array: Array) -> None:
+        """Count the rows of *array*, one or more."""
+        if array.ndim == 1:
+            [(counts, places, unknown)] = self._columns
+            for value in array.tolist():
+                counts[places.get(value, unknown)] += 1
+            return
+        for row in array.reshape(len(array), -1).tolist():
+            for (counts, places, unknown), value in zip(self._columns, row, strict=True):
+                counts[places.get(value, unknown)] += 1
+
+    def count(self, tally: Tally) -> None:
+        """Hand on what was counted, and begin anew."""
+        for cells, counts in zip(self._cells, self._counts, strict=True):
+            if cells is not None:
+                tally.cells[cells] += counts
+            counts[:] = [0] * len(counts)
+
+
+def _levels(feature: Feature) -> dict[Any, int]:
+    """Return the cell of each level that is known by its name; None is a value that is missing."""
+    known = dict.fromkeys(feature.rare, len(feature.levels)) | {v: i for i, v in enumerate(feature.levels)}
+    return {**known, None: feature.bins}
+
+
+def _unknown(feature: Feature) -> int:
+    """Return the cell of all other levels: new ones, unless the reference had some that are not known by name."""
+    return feature.bins - 1 if feature.complete else feature.bins - 2
+
+
+class _Side:
+    """The inputs or the outputs: a ring for each tensor of numbers, all filled alike, and dicts for those of text."""
+
+    def __init__(self, numbers: Sequence[_Numbers], words: Sequence[_Words], capacity: int) -> None:
+        self._numbers, self._words = numbers, words
+        self._rings = [(one.ring, one.name) for one in numbers]
+        self._texts = [(one.note, one.name) for one in words]
+        self._capacity = capacity
+        self._filled = 0
+
+    def note(self, rows: int, tensors: Mapping[str, Array], tally: Tally) -> None:
+        """Copy *rows* rows. ValueError, and none is counted, if a tensor has another number of rows."""
+        start = self._filled
+        stop = start + rows
+        if stop > self._capacity:
+            self._note_many(rows, tensors, tally)
+            return
+        for ring, name in self._rings:
+            array = tensors[name]
+            if len(array) != rows:  # numpy would repeat a single one
+                raise ValueError(f"{name} has {len(array)} for {rows}")
+            ring[start:stop] = array
+        for note, name in self._texts:
+            note(tensors[name])
+        self._filled = stop
+
+    def _note_many(self, rows: int, tensors: Mapping[str, Array], tally: Tally) -> None:
+        for start in range(0, rows, self._capacity):
+            stop = min(start + self._capacity, rows)
+            self.count(tally)
+            part = {name: tensors[name][start:stop] for _, name in (*self._rings, *self._texts)}
+            self.note(stop - start, part, tally)
+
+    def count(self, tally: Tally) -> None:
+        """Count what is in the rings."""
+        rows, self._filled = self._filled, 0
+        if rows:
+            for one in self._numbers:
+                one.count(rows, tally)
+        for text in self._words:
+            text.count(tally)
+
+
+class Counters:
+    """Counts for *profile* the rows of a model with *signature*, into *windows*; *notes* are told beside them.
+
+    `uncounted` says of each feature that has no counters why not.
+    """
+
+    def __init__(
+        self, profile: DriftProfile, signature: Signature, windows: Windows, *, notes: Sequence[str] = ()
+    ) -> None:
+        self.profile = profile
+        self.uncounted = uncounted(profile, signature)
+        self.notes = list(notes)
+        self._windows = windows
+        self._tally = Tally(profile)
+        self._documents: dict[int, tuple[int, dict[str, object]]] = {}
+        self._inputs = self._side(signature.inputs, "input")
+        self._outputs = self._side(signature.outputs, "output")
+        self._stopped = self._unlike = False
+
+    def _side(self, specs: Sequence[TensorSpec], role: str) -> _Side:
+        """Return what counts the tensors in *specs* that the profile has; all rings together are bounded."""
+        found: list[tuple[TensorSpec, dict[int, int]]] = []
+        for spec in specs:
+            features = {
+                feature.column or 0: index
+                for index, feature in enumerate(self.profile.features)
+                if (feature.role, feature.tensor) == (role, spec.name) and feature.name not in self.uncounted
+            }
+            if features:
+                found.append((spec, features))
+        row = sum(_width(s) * np.dtype(_kept_as(s)).itemsize for s, _ in found if s.dtype != STRING)
+        capacity = max(1, min(_RING_ROWS, _RING_BYTES // max(row, 1)))
+        numbers = [self._ring(s, features, capacity) for s, features in found if s.dtype != STRING]
+        words = [
+            _Words(s.name, features, self.profile, _width(s)) for s, features in found if s.dtype == STRING
+        ]
+        return _Side(numbers, words, capacity)
+
+    def _ring(self, spec: TensorSpec, features: Mapping[int, int], capacity: int) -> _Numbers:
+        numeric = {c: f for c, f in features.items() if self.profile.features[f].kind == "numeric"}
+        return _Numbers(
+            name=spec.name,
+            ring=np.empty((capacity, *map(int, spec.shape[1:])), _kept_as(spec)),  # type: ignore[arg-type]
+            columns=np.array(list(numeric), np.intp),
+            features=tuple(numeric.values()),
+            categories=tuple((f, c) for c, f in features.items() if c not in numeric),
+        )
+
+    def note(self, rows: int, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+        """Take in a request of *rows* rows that was answered. Never raises."""
+        if self._stopped or not rows:
+            return
+        try:
+            self._inputs.note(rows, inputs, self._tally)
+            self._tally.rows += rows
+            try:
+                self._outputs.note(rows, outputs, self._tally)
+            except ValueError as exc:
+                self._say_unlike(exc)
+        except Exception as exc:  # noqa: BLE001  an answer must not fail for what is counted of it
+            self._stop(exc)
+
+    def _say_unlike(self, exc: ValueError) -> None:
+        if not self._unlike:
+            self._unlike = True
+            self.notes.append(f"some answers are not counted, as their rows are not the request's: {exc}")
+
+    def _stop(self, exc: Exception) -> None:
+        self._stopped = True
+        self.notes.append(f"counting ended with an error ({type(exc).__name__}), which the log has")
+        _log.error("live rows are no longer counted\n%s", stack(exc))
+
+    def count(self) -> None:
+        """Count what waits. Never raises."""
+        tally = self._tally
+        if self._stopped or not tally.rows:
+            return
+        try:
+            self._inputs.count(tally)
+            self._outputs.count(tally)
+            taken = tally.take(0, 0)
+            self._windows.add(taken.rows, taken.cells, taken.sums)
+        except Exception as exc:  # noqa: BLE001  a server must not end for what it counts
+            self._stop(exc)
+
+    def document(self) -> dict[str, object]:
+        """Return what /profile tells: each window of the last day as `profiles.snapshot_document` has it."""
+        self.count()
+        windows = self._windows
+        counted = windows.counted()
+        self._documents = {
+            number: self._documents[number]
+            if number in self._documents and self._documents[number][0] == rows
+            else (rows, snapshot_document(windows.read(number)))
+            for number, rows in counted.items()
+        }
+        return {
+            "protocol": PROTOCOL,
+            "profile": self.profile.digest,
+            "window_seconds": windows.layout.seconds,
+            "kept_seconds": KEEP_SECONDS,
+            "saved": windows.saved,
+            "unsaved_seconds": COUNT_SECONDS,
+            "uncounted": self.uncounted,
+            "notes": self.notes,
+            "windows": [document for _, document in self._documents.values()],
+        }
+
+    def families(self, labels: Mapping[str, str]) -> Iterable[Metric]:
+        """Return how many values of each feature were as the reference lets expect, and how many were not."""
+        from prometheus_client.metrics_core import CounterMetricFamily
+
+        self.count()
+        family = CounterMetricFamily(
+            "mlopsnb_feature_values",
+            "Values of inputs and outputs, by how the reference had them.",
+            labels=[*labels, "feature", "kind"],
+        )
+        values = list(labels.values())
+        for name, outcomes in self._outcomes().items():
+            for kind, count in outcomes.items():
+                family.add_metric([*values, name, kind], count)
+        return (family,)
+
+    def _outcomes(self) -> dict[str, Counter[str]]:
+        """Return by feature how many values were of each kind; those that are too many share a name."""
+        ever = self._windows.ever()
+        found: dict[str, Counter[str]] = {}
+        for feature, place in zip(self.profile.features, self.profile.places, strict=True):
+            if feature.name in self.uncounted:
+                continue
+            name = feature.name if len(found) < MOST_FEATURES else _OTHERS
+            found.setdefault(name, Counter()).update(_kinds(feature, ever[place]))
+        return found
+
+
+def nothing(why: str) -> dict[str, object]:
+    """Return what /profile tells where there are no counters."""
+    return {"protocol": PROTOCOL, "profile": None, "uncounted": {}, "notes": [why], "windows": []}
+
+
+def _kinds(feature: Feature, cells: Array) -> dict[str, int]:
+    """Tell the values of one feature apart: those that the reference had, outside of its 0.1 % and 99.9 %, or not."""
+    missing = int(cells[feature.bins])
+    present = int(cells[: feature.bins].sum())
+    if feature.kind == "category":
+        new = int(cells[feature.bins - 1])
+        return {"expected": present - new, "new": new, "missing": missing}
+    low, high = bisect_right(feature.edges, feature.low), bisect_right(feature.edges, feature.high)
+    inside = int(cells[low:high].sum())
+    return {"expected": inside, "tail": present - inside, "missing": missing}
+
+
+def uncounted(profile: DriftProfile, signature: Signature) -> dict[str, str]:
+    """Return why there are no counters, for each feature of *profile*, input and output of *signature* without."""
+    found = {}
+    specs = {("input", s.name): s for s in signature.inputs} | {
+        ("output", s.name): s for s in signature.outputs
+    }
+    known = {(f.role, f.tensor) for f in profile.features}
+    for feature in profile.features:
+        spec = specs.get((feature.role, feature.tensor))
+        if why := feature.skipped or _cannot(feature, spec):
+            found[feature.name] = why
+    for role, name in specs:
+        if (role, name) not in known:
+            found[name] = f"the reference has no such {role}"
+    return found
+
+
+def _cannot(feature: Feature, spec: TensorSpec | None) -> str:
+    """Say why *feature* cannot be counted in tensor *spec*, if it cannot."""
+    if spec is None:
+        return f"the model has no {feature.role} {feature.tensor!r}"
+    if not spec.shape or spec.shape[0] is not None:
+        return f"{spec.name} has no rows: its shape is {list(spec.shape)}"
+    if None in spec.shape[1:]:
+        return f"{spec.name} has rows of different sizes"
+    if (feature.column or 0) >= _width(spec):
+        return f"{spec.name} has {_width(spec)} columns, and this would be column {feature.column}"
+    if spec.dtype == STRING and feature.kind == "numeric":
+        return f"{spec.name} is text, and the reference had numbers"
+    return ""
+
+
+def _width(spec: TensorSpec) -> int:
+    return math.prod(n or 0 for n in spec.shape[1:])
+
+
+def _kept_as(spec: TensorSpec) -> type[np.floating[Any]]:
+    """Return the smaller float that holds every value of the tensor as it is, or the larger one."""
+    return (
+        np.float32
+        if spec.dtype in ("float16", "float32", "bool", "int8", "uint8", "int16", "uint16")
+        else np.float64
+    )
