@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from mlopsnb import manifest
+from mlopsnb import manifest, profiles
 from mlopsnb.records import Signature, TensorSpec
 from mlopsnb.serving.engine import Engine
 from mlopsnb.serving.metrics import Metrics
@@ -122,6 +122,19 @@ def make_package(tmp_path):
         return package
 
     return make
+
+
+@pytest.fixture
+def add_reference():
+    """Put a reference profile into a package."""
+
+    def add(package, profile):
+        (package / profiles.FILE).write_text(profiles.to_json(profile))
+        described = manifest.read(package)
+        manifest.write(package, replace(described, files=manifest.file_digests(package)))
+        return package
+
+    return add
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import pytest
 
-from mlopsnb import manifest, profiles
+from mlopsnb import profiles
 from mlopsnb.profiles import DriftProfile, Feature
 from mlopsnb.serving import v2, windows
 from mlopsnb.serving.rpc.messages import SERVICE, message
@@ -40,15 +40,8 @@ PROFILE = DriftProfile(
 
 
 @pytest.fixture
-def with_reference(make_package):
-    def make(*args, **weights):
-        package = make_package(*args, **weights)
-        (package / profiles.FILE).write_text(profiles.to_json(PROFILE))
-        described = manifest.read(package)
-        manifest.write(package, replace(described, files=manifest.file_digests(package)))
-        return package
-
-    return make
+def with_reference(make_package, add_reference):
+    return lambda: add_reference(make_package(), PROFILE)
 
 
 def until(condition):
@@ -163,10 +156,8 @@ def test_a_package_without_a_reference_says_so(served, body):
     assert served.samples("mlopsnb_feature") == {}
 
 
-def test_a_newer_profile_keeps_no_server_from_serving(serve, make_package, body):
-    package = make_package()
-    (package / profiles.FILE).write_text(profiles.to_json(replace(PROFILE, protocol=99)))
-    manifest.write(package, replace(manifest.read(package), files=manifest.file_digests(package)))
+def test_a_newer_profile_keeps_no_server_from_serving(serve, make_package, add_reference, body):
+    package = add_reference(make_package(), replace(PROFILE, protocol=99))
     runtime = serve(package, "--port", "0", "--workers", "1")
     assert runtime.infer(body()).status == 200
     [note] = runtime.get("/profile").json()["notes"]
