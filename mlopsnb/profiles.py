@@ -43,6 +43,7 @@ FARTHEST = 1e6
 """Standard deviations beyond which a value counts as being just there, in the moments: sums stay finite."""
 
 _TAIL = 2  # the cells behind a feature's bins: missing, infinite
+_MOST = np.finfo(np.float64).max
 _COUNTS, _SUMS = "<i8", "<f8"
 
 
@@ -236,7 +237,10 @@ class Tally:
         self.rows = 0
         self.cells = np.zeros(profile.cells, np.int64)
         self.sums = np.zeros(2 * len(profile.features))
-        self._edges = [np.array(f.edges) for f in profile.features]
+        # What lies below the first is -inf, what lies behind the last is NaN.
+        self._bounds = [np.array([-np.inf, *f.edges, _MOST, np.inf]) for f in profile.features]
+        self._means = np.array([[f.mean] for f in profile.features], np.float64)
+        self._stds = np.array([[f.std] for f in profile.features], np.float64)
         self._spots = [_spots(f) for f in profile.features]
 
     def add_tensors(self, tensors: Mapping[str, Array], role: Literal["input", "output"]) -> None:
@@ -257,21 +261,29 @@ class Tally:
 
     def add_block(self, indices: Sequence[int], block: Array) -> None:
         """Count a *block* of floats, shape (rows, len(indices)), each column being one numeric feature."""
-        columns = np.sort(block.T, axis=1)  # -inf first, then numbers, inf, NaN
+        columns = np.array(block.T, order="C")
+        columns.sort(axis=1)  # -inf first, then numbers, inf, NaN
+        rows = columns.shape[1]
+        complete = True
         for index, column in zip(indices, columns, strict=True):
-            first, last = column.searchsorted([-np.inf], "right")[0], column.searchsorted([np.inf], "left")[0]
-            finite = column[first:last].astype(np.float64, copy=False)
-            present = int(last - first)
-            infinite = int(first + column.searchsorted([np.inf], "right")[0] - last)
+            at = column.searchsorted(self._bounds[index], "right")
+            present, infinite = at[-2] - at[0], at[-1] - at[-2] + at[0]
             cells = self.cells[self.profile.places[index]]
-            at = finite.searchsorted(self._edges[index], "right")
-            cells[:-_TAIL] += np.diff(at, prepend=0, append=present)
-            cells[-_TAIL:] += (len(column) - present, infinite)
-            feature = self.profile.features[index]
-            with np.errstate(over="ignore"):
-                z = np.clip((finite - feature.mean) / feature.std, -FARTHEST, FARTHEST)
-            self.sums[2 * index] += z.sum()
-            self.sums[2 * index + 1] += z @ z
+            cells[:-_TAIL] += at[1:-1] - at[:-2]
+            cells[-_TAIL:] += (rows - present, infinite)
+            complete = complete and present == rows
+        self._add_moments(np.array(indices), columns, complete=complete)
+
+    def _add_moments(self, indices: Array, columns: Array, *, complete: bool) -> None:
+        z = columns.astype(np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            z -= self._means[indices]
+            z /= self._stds[indices]
+        np.clip(z, -FARTHEST, FARTHEST, out=z)
+        if not complete:
+            z[~np.isfinite(columns)] = 0
+        self.sums[2 * indices] += z.sum(axis=1)
+        self.sums[2 * indices + 1] += (z * z).sum(axis=1)
 
     def _add_levels(self, index: int, values: Array) -> None:
         cells, spots = self.cells[self.profile.places[index]], self._spots[index]

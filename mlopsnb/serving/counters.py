@@ -46,11 +46,14 @@ _log = logging.getLogger("mlopsnb.serving")
 
 @dataclass(frozen=True, slots=True)
 class _Numbers:
-    """The ring of one tensor of numbers: which of its columns are numeric features, and which are categories."""
+    """The ring of one tensor of numbers: which of its columns are numeric features, and which are categories.
+
+    *columns* are those of *features*; None if they are all that there are.
+    """
 
     name: str
     ring: Array
-    columns: Array
+    columns: Array | None
     features: tuple[int, ...]
     categories: tuple[tuple[int, int], ...]
 
@@ -58,7 +61,7 @@ class _Numbers:
         """Count the first *rows* rows."""
         block = self.ring[:rows].reshape(rows, -1)
         if self.features:
-            tally.add_block(self.features, block[:, self.columns])
+            tally.add_block(self.features, block if self.columns is None else block[:, self.columns])
         for feature, column in self.categories:
             tally.add_column(feature, block[:, column])
 
@@ -107,46 +110,49 @@ def _unknown(feature: Feature) -> int:
 
 
 class _Side:
-    """The inputs or the outputs: a ring for each tensor of numbers, all filled alike, and dicts for those of text."""
+    """The inputs or the outputs: a ring for each tensor of numbers, and dicts for those of text."""
 
-    def __init__(self, numbers: Sequence[_Numbers], words: Sequence[_Words], capacity: int) -> None:
-        self._numbers, self._words = numbers, words
-        self._rings = [(one.ring, one.name) for one in numbers]
-        self._texts = [(one.note, one.name) for one in words]
-        self._capacity = capacity
-        self._filled = 0
+    def __init__(
+        self, profile: DriftProfile, found: Mapping[TensorSpec, dict[int, int]], capacity: int
+    ) -> None:
+        self.numbers = [
+            _numbers(profile, spec, features, capacity)
+            for spec, features in found.items()
+            if spec.dtype != STRING
+        ]
+        self.words = [
+            _Words(spec.name, features, profile, _width(spec))
+            for spec, features in found.items()
+            if spec.dtype == STRING
+        ]
+        self.rings = [(one.ring, one.name) for one in self.numbers]
+        self.names = [one.name for one in (*self.numbers, *self.words)]
 
-    def note(self, rows: int, tensors: Mapping[str, Array], tally: Tally) -> None:
-        """Copy *rows* rows. ValueError, and none is counted, if a tensor has another number of rows."""
-        start = self._filled
-        stop = start + rows
-        if stop > self._capacity:
-            self._note_many(rows, tensors, tally)
-            return
-        for ring, name in self._rings:
-            array = tensors[name]
-            if len(array) != rows:  # numpy would repeat a single one
-                raise ValueError(f"{name} has {len(array)} for {rows}")
-            ring[start:stop] = array
-        for note, name in self._texts:
-            note(tensors[name])
-        self._filled = stop
+    def note(self, start: int, stop: int, tensors: Mapping[str, Array]) -> None:
+        """Keep rows in the places from *start* to *stop*."""
+        for ring, name in self.rings:
+            ring[start:stop] = tensors[name]
+        for text in self.words:
+            text.note(tensors[text.name])
 
-    def _note_many(self, rows: int, tensors: Mapping[str, Array], tally: Tally) -> None:
-        for start in range(0, rows, self._capacity):
-            stop = min(start + self._capacity, rows)
-            self.count(tally)
-            part = {name: tensors[name][start:stop] for _, name in (*self._rings, *self._texts)}
-            self.note(stop - start, part, tally)
-
-    def count(self, tally: Tally) -> None:
-        """Count what is in the rings."""
-        rows, self._filled = self._filled, 0
+    def count(self, rows: int, tally: Tally) -> None:
+        """Count the first *rows* rows, and all text."""
         if rows:
-            for one in self._numbers:
+            for one in self.numbers:
                 one.count(rows, tally)
-        for text in self._words:
+        for text in self.words:
             text.count(tally)
+
+
+def _numbers(profile: DriftProfile, spec: TensorSpec, features: Mapping[int, int], capacity: int) -> _Numbers:
+    numeric = {c: f for c, f in features.items() if profile.features[f].kind == "numeric"}
+    return _Numbers(
+        name=spec.name,
+        ring=np.empty((capacity, *map(int, spec.shape[1:])), _kept_as(spec)),  # type: ignore[arg-type]
+        columns=None if list(numeric) == list(range(_width(spec))) else np.array(list(numeric), np.intp),
+        features=tuple(numeric.values()),
+        categories=tuple((f, c) for c, f in features.items() if c not in numeric),
+    )
 
 
 class Counters:
@@ -164,72 +170,95 @@ class Counters:
         self._windows = windows
         self._tally = Tally(profile)
         self._documents: dict[int, tuple[int, dict[str, object]]] = {}
-        self._inputs = self._side(signature.inputs, "input")
-        self._outputs = self._side(signature.outputs, "output")
+        inputs, outputs = self._found(signature.inputs, "input"), self._found(signature.outputs, "output")
+        row = sum(_row_bytes(spec) for spec in (*inputs, *outputs))
+        self._capacity = max(1, min(_RING_ROWS, _RING_BYTES // max(row, 1)))
+        self._inputs = _Side(profile, inputs, self._capacity)
+        self._outputs = _Side(profile, outputs, self._capacity)
+        self._plain = not (self._inputs.words or self._outputs.words)
+        self._filled = 0
         self._stopped = self._unlike = False
 
-    def _side(self, specs: Sequence[TensorSpec], role: str) -> _Side:
-        """Return what counts the tensors in *specs* that the profile has; all rings together are bounded."""
-        found: list[tuple[TensorSpec, dict[int, int]]] = []
-        for spec in specs:
-            features = {
+    def _found(self, specs: Sequence[TensorSpec], role: str) -> dict[TensorSpec, dict[int, int]]:
+        """Return the tensors of *specs* that are counted, and of each the features by their columns."""
+        found = {
+            spec: {
                 feature.column or 0: index
                 for index, feature in enumerate(self.profile.features)
                 if (feature.role, feature.tensor) == (role, spec.name) and feature.name not in self.uncounted
             }
-            if features:
-                found.append((spec, features))
-        row = sum(_width(s) * np.dtype(_kept_as(s)).itemsize for s, _ in found if s.dtype != STRING)
-        capacity = max(1, min(_RING_ROWS, _RING_BYTES // max(row, 1)))
-        numbers = [self._ring(s, features, capacity) for s, features in found if s.dtype != STRING]
-        words = [
-            _Words(s.name, features, self.profile, _width(s)) for s, features in found if s.dtype == STRING
-        ]
-        return _Side(numbers, words, capacity)
-
-    def _ring(self, spec: TensorSpec, features: Mapping[int, int], capacity: int) -> _Numbers:
-        numeric = {c: f for c, f in features.items() if self.profile.features[f].kind == "numeric"}
-        return _Numbers(
-            name=spec.name,
-            ring=np.empty((capacity, *map(int, spec.shape[1:])), _kept_as(spec)),  # type: ignore[arg-type]
-            columns=np.array(list(numeric), np.intp),
-            features=tuple(numeric.values()),
-            categories=tuple((f, c) for c, f in features.items() if c not in numeric),
-        )
+            for spec in specs
+        }
+        return {spec: features for spec, features in found.items() if features}
 
     def note(self, rows: int, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
         """Take in a request of *rows* rows that was answered. Never raises."""
-        if self._stopped or not rows:
-            return
-        try:
-            self._inputs.note(rows, inputs, self._tally)
-            self._tally.rows += rows
+        start = self._filled
+        stop = start + rows
+        if stop <= self._capacity and self._plain:  # else there is more to it than copies
             try:
-                self._outputs.note(rows, outputs, self._tally)
-            except ValueError as exc:
-                self._say_unlike(exc)
-        except Exception as exc:  # noqa: BLE001  an answer must not fail for what is counted of it
-            self._stop(exc)
+                for ring, name in self._inputs.rings:
+                    ring[start:stop] = inputs[name]
+                for ring, name in self._outputs.rings:
+                    array = outputs[name]
+                    if len(array) != rows:  # numpy would repeat a single one
+                        break
+                    ring[start:stop] = array
+                else:
+                    self._filled = stop
+                    return
+            except Exception as exc:  # noqa: BLE001  an answer must not fail for what is counted of it
+                self._stop(exc)
+        if rows and not self._stopped:
+            try:
+                self._note_in_parts(rows, inputs, outputs)
+            except Exception as exc:  # noqa: BLE001  as above
+                self._stop(exc)
 
-    def _say_unlike(self, exc: ValueError) -> None:
+    def _note_in_parts(self, rows: int, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+        sides = [(self._inputs, inputs), (self._outputs, outputs)]
+        wrong = [name for name in self._outputs.names if len(outputs[name]) != rows]
+        if wrong:
+            self._say_unlike(f"{wrong[0]} has {len(outputs[wrong[0]])} for {rows}")
+            self._count_rings()
+            del sides[1]
+        done = 0
+        while done < rows:
+            if self._filled == self._capacity:
+                self._count_rings()
+            more = min(rows - done, self._capacity - self._filled)
+            for side, tensors in sides:
+                part = {name: tensors[name][done : done + more] for name in side.names}
+                side.note(self._filled, self._filled + more, part)
+            self._filled += more
+            done += more
+            if wrong:
+                self._count_rings(outputs=False)
+
+    def _count_rings(self, *, outputs: bool = True) -> None:
+        rows, self._filled = self._filled, 0
+        self._tally.rows += rows
+        self._inputs.count(rows, self._tally)
+        if outputs:
+            self._outputs.count(rows, self._tally)
+
+    def _say_unlike(self, what: str) -> None:
         if not self._unlike:
             self._unlike = True
-            self.notes.append(f"some answers are not counted, as their rows are not the request's: {exc}")
+            self.notes.append(f"some answers are not counted, as their rows are not the request's: {what}")
 
     def _stop(self, exc: Exception) -> None:
-        self._stopped = True
+        self._stopped, self._capacity = True, -1
         self.notes.append(f"counting ended with an error ({type(exc).__name__}), which the log has")
         _log.error("live rows are no longer counted\n%s", stack(exc))
 
     def count(self) -> None:
         """Count what waits. Never raises."""
-        tally = self._tally
-        if self._stopped or not tally.rows:
+        if self._stopped or not (self._filled or self._tally.rows):
             return
         try:
-            self._inputs.count(tally)
-            self._outputs.count(tally)
-            taken = tally.take(0, 0)
+            self._count_rings()
+            taken = self._tally.take(0, 0)
             self._windows.add(taken.rows, taken.cells, taken.sums)
         except Exception as exc:  # noqa: BLE001  a server must not end for what it counts
             self._stop(exc)
@@ -336,6 +365,10 @@ def _cannot(feature: Feature, spec: TensorSpec | None) -> str:
 
 def _width(spec: TensorSpec) -> int:
     return math.prod(n or 0 for n in spec.shape[1:])
+
+
+def _row_bytes(spec: TensorSpec) -> int:
+    return 0 if spec.dtype == STRING else _width(spec) * np.dtype(_kept_as(spec)).itemsize
 
 
 def _kept_as(spec: TensorSpec) -> type[np.floating[Any]]:

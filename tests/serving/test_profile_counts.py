@@ -224,7 +224,7 @@ def test_an_error_ends_the_counting_and_not_the_answers(caplog):
     counters = made()
     counters.note(1, {"x": "no array"}, {})
     counters.note(1, {}, {})
-    assert counters.document()["notes"] == ["counting ended with an error (ValueError), which the log has"]
+    assert counters.document()["notes"] == ["counting ended with an error (KeyError), which the log has"]
     assert "live rows are no longer counted" in caplog.text
 
 
