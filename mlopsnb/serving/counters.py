@@ -158,7 +158,7 @@ def _numbers(profile: DriftProfile, spec: TensorSpec, features: Mapping[int, int
 class Counters:
     """Counts for *profile* the rows of a model with *signature*, into *windows*; *notes* are told beside them.
 
-    `uncounted` says of each feature that has no counters why not.
+    `uncounted` says why there are none of a feature, by its role and name.
     """
 
     def __init__(
@@ -185,7 +185,8 @@ class Counters:
             spec: {
                 feature.column or 0: index
                 for index, feature in enumerate(self.profile.features)
-                if (feature.role, feature.tensor) == (role, spec.name) and feature.name not in self.uncounted
+                if (feature.role, feature.tensor) == (role, spec.name)
+                and (role, feature.name) not in self.uncounted
             }
             for spec in specs
         }
@@ -281,7 +282,9 @@ class Counters:
             "kept_seconds": KEEP_SECONDS,
             "saved": windows.saved,
             "unsaved_seconds": COUNT_SECONDS,
-            "uncounted": self.uncounted,
+            "uncounted": [
+                {"role": role, "name": name, "why": why} for (role, name), why in self.uncounted.items()
+            ],
             "notes": self.notes,
             "windows": [document for _, document in self._documents.values()],
         }
@@ -294,29 +297,29 @@ class Counters:
         family = CounterMetricFamily(
             "mlopsnb_feature_values",
             "Values of inputs and outputs, by how the reference had them.",
-            labels=[*labels, "feature", "kind"],
+            labels=[*labels, "role", "feature", "kind"],
         )
         values = list(labels.values())
-        for name, outcomes in self._outcomes().items():
+        for (role, name), outcomes in self._outcomes().items():
             for kind, count in outcomes.items():
-                family.add_metric([*values, name, kind], count)
+                family.add_metric([*values, role, name, kind], count)
         return (family,)
 
-    def _outcomes(self) -> dict[str, Counter[str]]:
-        """Return by feature how many values were of each kind; those that are too many share a name."""
+    def _outcomes(self) -> dict[tuple[str, str], Counter[str]]:
+        """Return how many values were of each kind, by role and name, outputs first; the last share a name."""
         ever = self._windows.ever()
-        found: dict[str, Counter[str]] = {}
-        for feature, place in zip(self.profile.features, self.profile.places, strict=True):
-            if feature.name in self.uncounted:
-                continue
-            name = feature.name if len(found) < MOST_FEATURES else _OTHERS
-            found.setdefault(name, Counter()).update(_kinds(feature, ever[place]))
+        found: dict[tuple[str, str], Counter[str]] = {}
+        both = zip(self.profile.features, self.profile.places, strict=True)
+        for feature, place in sorted(both, key=lambda one: one[0].role == "input"):
+            if (feature.role, feature.name) not in self.uncounted:
+                name = feature.name if len(found) < MOST_FEATURES else _OTHERS
+                found.setdefault((feature.role, name), Counter()).update(_kinds(feature, ever[place]))
         return found
 
 
 def nothing(why: str) -> dict[str, object]:
     """Return what /profile tells where there are no counters."""
-    return {"protocol": PROTOCOL, "profile": None, "uncounted": {}, "notes": [why], "windows": []}
+    return {"protocol": PROTOCOL, "profile": None, "uncounted": [], "notes": [why], "windows": []}
 
 
 def _kinds(feature: Feature, cells: Array) -> dict[str, int]:
@@ -331,9 +334,9 @@ def _kinds(feature: Feature, cells: Array) -> dict[str, int]:
     return {"expected": inside, "tail": present - inside, "missing": missing}
 
 
-def uncounted(profile: DriftProfile, signature: Signature) -> dict[str, str]:
+def uncounted(profile: DriftProfile, signature: Signature) -> dict[tuple[str, str], str]:
     """Return why there are no counters, for each feature of *profile*, input and output of *signature* without."""
-    found = {}
+    found: dict[tuple[str, str], str] = {}
     specs = {("input", s.name): s for s in signature.inputs} | {
         ("output", s.name): s for s in signature.outputs
     }
@@ -341,10 +344,10 @@ def uncounted(profile: DriftProfile, signature: Signature) -> dict[str, str]:
     for feature in profile.features:
         spec = specs.get((feature.role, feature.tensor))
         if why := feature.skipped or _cannot(feature, spec):
-            found[feature.name] = why
+            found[feature.role, feature.name] = why
     for role, name in specs:
         if (role, name) not in known:
-            found[name] = f"the reference has no such {role}"
+            found[role, name] = f"the reference has no such {role}"
     return found
 
 

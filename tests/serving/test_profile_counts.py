@@ -6,6 +6,7 @@ import mmap
 import threading
 import time
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -181,6 +182,7 @@ def test_what_has_no_counters_is_named():
         numeric("d", "free", 0),
         numeric("e", "fixed"),
         Feature(name="f", skipped="it has no values"),
+        numeric("b", "b", role="output"),
     )
     signature = Signature(
         inputs=(
@@ -188,15 +190,17 @@ def test_what_has_no_counters_is_named():
             TensorSpec(name="free", dtype="float32", shape=(None, None)),
             TensorSpec(name="fixed", dtype="float32", shape=(3,)),
         ),
-        outputs=SIGNATURE.outputs,
+        outputs=(replace(SIGNATURE.outputs[0], name="b"), *SIGNATURE.outputs),
     )
     profile = DriftProfile(rows=1, features=features)
     counters = made(profile=profile, signature=signature)
     inputs = rows([[1, 2, 3]], ["Ulm"], [("l", "r")], [True], [1])
-    counters.note(1, inputs | {"free": np.zeros((1, 9)), "fixed": np.zeros(3)}, {"y": np.zeros(1)})
+    outputs = {"b": np.zeros(1), "y": np.zeros(1)}
+    counters.note(1, inputs | {"free": np.zeros((1, 9)), "fixed": np.zeros(3)}, outputs)
     [window] = read(counters.document(), profile)
-    assert (window.rows, window.cells.sum()) == (1, 0)
-    assert counters.document()["uncounted"] == {
+    assert (window.rows, window.cells.sum()) == (1, 1)  # an output may be called as an input is
+    assert 'feature="b",kind="expected",model_name="m",role="output"} 1.0' in exposed(counters)
+    assert {one["name"]: one["why"] for one in counters.document()["uncounted"]} == {
         "a": "x has 3 columns, and this would be column 7",
         "b": "the model has no input 'other'",
         "c": "city is text, and the reference had numbers",
@@ -322,7 +326,7 @@ def test_a_file_outlives_its_process(tmp_path, clock):
     note(second, 2)
     assert second.document()["saved"] is True
     assert [s.rows for s in read(second.document())] == [6]
-    assert 'feature="a",kind="expected",model_name="m"} 6.0' in exposed(second)
+    assert 'feature="a",kind="expected",model_name="m",role="input"} 6.0' in exposed(second)
     clock.now += 300
     third = begin(seconds=600)
     note(third, 1)
@@ -381,7 +385,7 @@ def test_series_tell_what_the_reference_did_not_have():
     series = {}
     for line in lines:
         name, _, value = line.removeprefix('mlopsnb_feature_values_total{feature="').rpartition(" ")
-        feature, kind = name.removesuffix('",model_name="m"}').split('",kind="')
+        feature, kind = name.partition('",model_name="m"')[0].split('",kind="')
         series[feature, kind] = float(value)
     assert series == {
         ("a", "expected"): 1,
@@ -405,4 +409,4 @@ def test_series_are_bounded_however_many_features_there_are():
     counters.note(1, {"x": np.zeros((1, width), np.float32)}, {})
     text = exposed(counters)
     assert text.count("\nmlopsnb_feature_values_total{") == 3 * (counting.MOST_FEATURES + 1)
-    assert '{feature="(others)",kind="expected",model_name="m"} 50.0' in text
+    assert '{feature="(others)",kind="expected",model_name="m",role="input"} 50.0' in text
