@@ -126,7 +126,7 @@ class _Side:
             if spec.dtype == STRING
         ]
         self.rings = [(one.ring, one.name) for one in self.numbers]
-        self.names = [one.name for one in (*self.numbers, *self.words)]
+        self.names = [*(one.name for one in self.numbers), *(one.name for one in self.words)]
 
     def note(self, start: int, stop: int, tensors: Mapping[str, Array]) -> None:
         """Keep rows in the places from *start* to *stop*."""

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlopsnb import interrupts
 from mlopsnb.errors import DeployError, NotReady
-from mlopsnb.events import report_progress
+from mlopsnb.events import report_line, report_progress
 from mlopsnb.rollout import Action, Check, Forget, Gate, Scale, Shift, Start, Stop, version
 from mlopsnb.settings import settings
 from mlopsnb.targets import process_control
@@ -293,7 +293,7 @@ class _Launch:
     def wait(self, timeout: float) -> None:
         """Return when the server says that it is ready; raise `NotReady` when it ends, fails or takes too long."""
         started = time.monotonic()
-        said = b""
+        said, logged = b"", [""]
         try:
             while not said.endswith(b"\n"):
                 waited = time.monotonic() - started
@@ -305,7 +305,10 @@ class _Launch:
                     if not chunk:
                         raise self._not_ready("ended while starting")
                     said += chunk
-                report_progress("start", f"revision {self.revision.id}, process {self.pid}, {waited:.1f} s")
+                report_progress("start", f"revision {self.revision.id}, process {self.pid}")
+                if (last := self.files.last_lines(1)) and last != logged:
+                    logged = last
+                    report_line("start", last[0])
         finally:
             os.close(self.pipe)
         answer: dict[str, Any] = json.loads(said)
