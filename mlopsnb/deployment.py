@@ -345,10 +345,7 @@ class Deployment:
 
     def scale(self, n: int) -> Deployment:
         """Serve with *n* replicas. Raises `UserError` during a canary, `DeployError` if the target cannot."""
-        if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-            raise UserError(
-                f"replicas must be a number above 0, found {n!r}", hint="delete() ends a deployment"
-            )
+        _checked_replicas(n)
         with self._target.claim(self.name):
             release = self.release
             current = rollout.serving(release)
@@ -390,6 +387,11 @@ class Deployments(tuple[Deployment, ...]):
     """Deployments: a tuple that notebooks show as a table."""
 
     __slots__ = ()
+
+
+def _checked_replicas(n: object) -> None:
+    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+        raise UserError(f"replicas must be a number above 0, found {n!r}", hint="delete() ends a deployment")
 
 
 def origin() -> Origin:

@@ -38,6 +38,7 @@ _OUR_ERROR = "mlopsnb.serving: error: "
 _PROBED = (
     "its liveness or startup probe may have had it killed, or a lack of memory: kubectl describe pod tells"
 )
+_SLOW = "it needs longer to start than the probe grants, or does not answer at all"
 _KILLS = (0, 137, 143)
 """Exit codes of a container that was stopped: drained, SIGKILL, SIGTERM."""
 
@@ -314,9 +315,7 @@ def _killed_by_probe(observed: Observed, pod: Object, status: Object) -> Verdict
         return Verdict(
             kind="LivenessFailed" if probe == "liveness" else "StartupFailed",
             message=f"the container {name} of pod {name_of(pod)} was killed because its {probe} probe failed{answer}",
-            hint=_probe_hint(answer)
-            if probe == "liveness"
-            else "it needs longer to start than the probe grants, or does not answer at all",
+            hint=_probe_hint(answer) if probe == "liveness" else _SLOW,
             log=_log(observed, pod, status),
         )
     return None
@@ -325,30 +324,37 @@ def _killed_by_probe(observed: Observed, pod: Object, status: Object) -> Verdict
 def _probes(observed: Observed, pod: Object, status: Object) -> Verdict | None:
     """Return a verdict for a container that runs and is not ready.
 
-    Only where a startup probe has said that the model is loaded is it a fault not to be ready; without such a probe
-    nobody knows how long starting takes.
+    A startup probe that has failed as often as it may is certain: the container is killed at the kubelet's next round,
+    which may be a minute away. Only where such a probe has said that the model is loaded is it a fault not to be ready;
+    without one nobody knows how long starting takes.
     """
     name = text(status, "name")
     if not at(status, "state", "running"):
         return None
-    loaded = at(_spec(pod, name), "startupProbe") is not None and at(status, "started") is True
+    asked = at(_spec(pod, name), "startupProbe")
     probe = "readiness" if at(status, "started") is not False else "startup"
     answer = _probe_answer(observed, pod, name, probe)
     if not answer:
         return None
-    return Verdict(
-        kind="ReadinessFailed" if probe == "readiness" else "StartupFailed",
-        message=f"pod {name_of(pod)} runs but its {probe} probe fails{answer}",
-        hint=_probe_hint(answer),
-        grace=UNREADY if loaded and probe == "readiness" else NEVER,
-    )
+    message = f"pod {name_of(pod)} runs but its {probe} probe fails{answer}"
+    if probe == "readiness":
+        grace = UNREADY if asked is not None and at(status, "started") is True else NEVER
+        return Verdict(kind="ReadinessFailed", message=message, hint=_probe_hint(answer), grace=grace)
+    failures = sum(number(e, "count") for e in _probe_events(observed, pod, name, probe))
+    over = asked is not None and failures >= (number(asked, "failureThreshold") or 3)
+    return Verdict(kind="StartupFailed", message=message, hint=_SLOW, grace=0.0 if over else NEVER)
+
+
+def _probe_events(observed: Observed, pod: Object, container: str, probe: str) -> list[Object]:
+    unhealthy = events_of(observed, pod, "Unhealthy")
+    start = f"{probe} probe"
+    return [e for e in unhealthy if text(e, "message").lower().startswith(start) and _about(e, container)]
 
 
 def _probe_answer(observed: Observed, pod: Object, container: str, probe: str) -> str:
-    for event in reversed(events_of(observed, pod, "Unhealthy")):
+    for event in reversed(_probe_events(observed, pod, container, probe)):
         said = text(event, "message")
-        if said.lower().startswith(f"{probe} probe") and _about(event, container):
-            return f": {said.partition(': ')[2] or said}"[:500]
+        return f": {said.partition(': ')[2] or said}"[:500]
     return ""
 
 

@@ -8,7 +8,7 @@ import ssl
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 SLEEP = "import time; time.sleep(600)"
 HOG = "x = bytearray(300 << 20); import time; time.sleep(600)"
@@ -34,15 +34,14 @@ class Failing:
     kind: str
     words: tuple = ()
     hint: str = ""
-    group: int = field(default=0)
 
     @property
     def name(self):
         return self.manifest["metadata"]["name"]
 
 
-def deployment(name, image, code=SLEEP, *, pod=None, deadline=600, **container):
-    """Return a deployment of one pod that runs *code*, with *container* and *pod* on top."""
+def deployment(name, image, code=SLEEP, *, replicas=1, pod=None, deadline=600, **container):
+    """Return a deployment of pods that run *code*, with *container* and *pod* on top."""
     model = {
         "name": "model",
         "image": image,
@@ -63,7 +62,7 @@ def deployment(name, image, code=SLEEP, *, pod=None, deadline=600, **container):
         "kind": "Deployment",
         "metadata": {"name": name},
         "spec": {
-            "replicas": 1,
+            "replicas": replicas,
             "progressDeadlineSeconds": deadline,
             "selector": {"matchLabels": {"app": name}},
             "template": {"metadata": {"labels": {"app": name}}, "spec": spec},
@@ -191,7 +190,7 @@ def settings(prefix, base):
 
 
 def nodes(prefix, base):
-    """Pods that no node takes, and one that its node throws out again and again."""
+    """Pods that no node takes, and two that their node throws out."""
     much = {"requests": {"cpu": "4000", "memory": "16Mi"}}
     gpu = {"limits": {"example.com/gpu": "1"}}
     claim_inside, claim_pod = mounted({"persistentVolumeClaim": {"claimName": f"{prefix}-none"}})
@@ -220,7 +219,7 @@ def nodes(prefix, base):
             words=(f'persistentvolumeclaim "{prefix}-none" not found',),
         ),
         Failing(
-            manifest=deployment(f"{prefix}-evicted", base, FILL, pod=small_pod, **small_inside),
+            manifest=deployment(f"{prefix}-evicted", base, FILL, replicas=2, pod=small_pod, **small_inside),
             kind="Evicted",
             words=("was evicted from its node", '"v" exceeds the limit "1Mi"'),
         ),
@@ -263,7 +262,7 @@ def probes(prefix, base):
                 startupProbe=probe("/", initialDelaySeconds=2, failureThreshold=2),
             ),
             kind="StartupFailed",
-            words=("was killed because its startup probe failed: HTTP probe failed with statuscode: 503",),
+            words=("startup probe", "HTTP probe failed with statuscode: 503"),
         ),
         Failing(
             manifest=deployment(f"{prefix}-deadline", base, deadline=4),
@@ -273,8 +272,8 @@ def probes(prefix, base):
     ]
 
 
-GROUPS = (probes, crashes, settings, images, nodes)
-"""What is started together. A node tells five events a second, so too many at once tell of each other too late."""
+GROUPS = {"slow": (probes, nodes, images), "quick": (crashes, settings)}
+"""What is started together. A node tells five events a second: were all together, those that matter would come late."""
 
 
 @contextlib.contextmanager

@@ -275,6 +275,17 @@ def test_a_command_that_cannot_be_run():
     )
 
 
+def test_a_startup_probe_may_fail_so_often_and_no_more():
+    probed = {"startupProbe": {"httpGet": {}, "failureThreshold": 5}}
+    starting = pod(RUNNING, container=probed)
+    refused = event("Unhealthy", "Startup probe failed: connection refused") | {"count": 3}
+    unwell = event("Unhealthy", "Startup probe failed: HTTP probe failed with statuscode: 503") | {"count": 2}
+    assert verdict(starting, refused).grace == NEVER
+    found = verdict(starting, refused, unwell)
+    assert (found.kind, found.final) == ("StartupFailed", True)
+    assert found.message.endswith("startup probe fails: HTTP probe failed with statuscode: 503")
+
+
 def test_readiness_counts_from_the_startup_probe_on():
     said = event("Unhealthy", "Readiness probe failed: HTTP probe failed with statuscode: 503")
     probed = {"startupProbe": {"httpGet": {}}}
