@@ -31,7 +31,7 @@ from mlopsnb.targets.asking import get
 from mlopsnb.targets.process_state import KEEP_REVISIONS, ReleaseFiles, RevisionFiles
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from mlopsnb.protocols import Delivery
@@ -52,6 +52,10 @@ class Process:
     def delivery(self) -> Delivery:
         """Say that it runs packages."""
         return "package"
+
+    def takes(self) -> Collection[str]:
+        """Say that it gives nothing of these: a process may use what the machine has."""
+        return ()
 
     def splits(self) -> bool:
         """Say that one revision at a time has the socket, and all traffic with it."""
