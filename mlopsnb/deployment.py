@@ -7,8 +7,10 @@ after a kernel restart as before.
 from __future__ import annotations
 
 import re
+import tempfile
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -106,10 +108,10 @@ def _check(target: Target, name: str, revision_id: int) -> str:
     from mlopsnb.client import Client
 
     revision = next(r for r in target.observe(name).revisions if r.id == revision_id)
-    if revision.package is None:
-        raise DeployError(f"revision {revision_id} has no package to check it with")
-    stored = manifest.read(revision.package)
-    inputs, wanted = manifest.read_example(revision.package)
+    with tempfile.TemporaryDirectory(prefix="mlopsnb-") as scratch:
+        package = _package(revision, Path(scratch))
+        stored = manifest.read(package)
+        inputs, wanted = manifest.read_example(package)
     with target.reach(name, revision_id) as address, Client(address, name) as client:
         found = client.infer(inputs)
     # JSON has one word, null, for all that is not finite.
@@ -120,6 +122,22 @@ def _check(target: Target, name: str, revision_id: int) -> str:
             f"revision {revision_id} does not answer as the original model did: {error.message}"
         )
     return f"answers the golden example as the original did (max error {report.max_abs_error:.2g})"
+
+
+def _package(revision: Revision, scratch: Path) -> Path:
+    """Return a directory with the manifest and the golden example of what *revision* serves.
+
+    That is its package if it is still the same on this machine; else they come out of its image.
+    """
+    package = revision.package
+    here = package is not None and (package / manifest.FILE).exists()
+    if here and package and (not revision.image or manifest.read(package).digest == revision.digest):
+        return package
+    if not revision.image:
+        raise DeployError(f"revision {revision.id} has no package to check it with")
+    from mlopsnb.images import holding
+
+    return holding.golden(revision.image, scratch)
 
 
 def _restore(target: Target, name: str, before: Release, cause: BaseException, timeout: float) -> None:
@@ -179,8 +197,11 @@ class Deployment:
         current = rollout.serving(release)
         if current is None:
             return "starting" if any(r.state == "starting" for r in release.revisions) else "stopped"
-        with Client(current.address, self.name) as client:
-            return "ready" if client.is_ready() else "not ready"
+        try:
+            with self._target.reach(self.name, current.id) as address, Client(address, self.name) as client:
+                return "ready" if client.is_ready() else "not ready"
+        except DeployError:  # it has just ended
+            return "not ready"
 
     @property
     def revision(self) -> int | None:
@@ -324,10 +345,7 @@ class Deployment:
 
     def scale(self, n: int) -> Deployment:
         """Serve with *n* replicas. Raises `UserError` during a canary, `DeployError` if the target cannot."""
-        if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-            raise UserError(
-                f"replicas must be a number above 0, found {n!r}", hint="delete() ends a deployment"
-            )
+        _checked_replicas(n)
         with self._target.claim(self.name):
             release = self.release
             current = rollout.serving(release)
@@ -369,6 +387,11 @@ class Deployments(tuple[Deployment, ...]):
     """Deployments: a tuple that notebooks show as a table."""
 
     __slots__ = ()
+
+
+def _checked_replicas(n: object) -> None:
+    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+        raise UserError(f"replicas must be a number above 0, found {n!r}", hint="delete() ends a deployment")
 
 
 def origin() -> Origin:
@@ -421,9 +444,14 @@ def get(name: str, *, target: str | None = None) -> Deployment:
 
 
 def deployments(*, target: str | None = None) -> Deployments:
-    """Return all deployments of *target*, or of every installed target."""
+    """Return all deployments of *target*, or of every installed target that can be asked."""
     found: list[Deployment] = []
+    usual = settings(target=target).target
     for kind in [target] if target else plugins.available("target"):
-        backend: Target = plugins.create("target", kind)
-        found += [Deployment(name, backend, kind) for name in backend.names()]
+        try:
+            backend: Target = plugins.create("target", kind)
+            found += [Deployment(name, backend, kind) for name in backend.names()]
+        except MlopsnbError:
+            if kind == usual:  # of the others many a machine has no engine, or no cluster
+                raise
     return Deployments(found)

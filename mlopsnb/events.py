@@ -50,7 +50,8 @@ class Event:
     `message` is a short line for people; `fraction` is how much of the step is done (0 to 1), if known. A step that
     moves data says how many bytes are `done`, of how many in `total` if that is known; one that starts several copies
     of a server says in `replicas` how each is, None if it has nothing to say of them. `shown` is a record of what is
-    known so far, with `_repr_html_`, for whoever can show it while the step goes on.
+    known so far, with `_repr_html_`, for whoever can show it while the step goes on. `line` is a line of what a program
+    that the step runs has printed.
     """
 
     step: Step
@@ -61,6 +62,7 @@ class Event:
     total: int | None = None
     replicas: tuple[Replica, ...] | None = None
     shown: object | None = None
+    line: str = ""
 
 
 class Reporter(Protocol):
@@ -102,6 +104,11 @@ def report_bytes(step: Step, message: str, done: int, total: int | None = None) 
     """Report how many bytes a step that is under way has moved."""
     fraction = min(1.0, done / total) if total else None
     report(Event(step=step, state="progress", message=message, fraction=fraction, done=done, total=total))
+
+
+def report_line(step: Step, line: str) -> None:
+    """Report a line that a program of a step has printed."""
+    report(Event(step=step, state="progress", line=line))
 
 
 class StepLog:

@@ -10,21 +10,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlopsnb import plugins, rollout, strategies
+from mlopsnb import plugins, rollout, servers, shipping, strategies, workloads
 from mlopsnb.deployment import Deployment, check_name, execute, now, origin
 from mlopsnb.errors import UserError
 from mlopsnb.events import step
+from mlopsnb.images.image import Image
 from mlopsnb.packages import TRACKER, export, fetch, find, name_of, pick_format
 from mlopsnb.records import Artifact, ModelVersion, Revision
 from mlopsnb.settings import settings
+from mlopsnb.shipping import Cargo
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mlopsnb.protocols import Target, Tracker
+    from mlopsnb.protocols import Delivery, Target, Tracker
     from mlopsnb.rollout import Action
-
-_MOST_WORKERS = 256
 
 
 def log(
@@ -90,6 +90,20 @@ def deploy(
     cache_bytes: int | None = None,
     fallback: Artifact | ModelVersion | str | None = None,
     workers: int = 1,
+    replicas: int = 1,
+    min_replicas: int | None = None,
+    max_replicas: int | None = None,
+    cpu: float | str | None = None,
+    memory: int | str | None = None,
+    gpu: int = 0,
+    secrets: Sequence[str] = (),
+    config_maps: Sequence[str] = (),
+    node_selector: Mapping[str, str] | None = None,
+    tolerations: Sequence[Mapping[str, str] | str] = (),
+    expose: str = "cluster",
+    host: str = "",
+    network_policy: bool = False,
+    ttl: float | str | None = None,
     strategy: str | None = None,
     canary: int | Sequence[int] | str | None = None,
     gate: str | None = None,
@@ -106,10 +120,11 @@ def deploy(
 
     Args:
         what: a model (give *example*), an `Artifact`, a `ModelVersion`, or a URI: `models:/fraud/3`,
-            `models:/fraud@champion`, `runs:/…`.
+            `models:/fraud@champion`, `runs:/…`. Where images are run, also an `Image` or an image's name
+            (`ghcr.io/team/fraud@sha256:…`); one is built of anything else.
         name: the deployment's name, a DNS label; by default that of the model version.
         example, format: as for `export`; reference, metrics: as for `log`.
-        target: where to run it: `process` (this machine).
+        target: where to run it: `process` (this machine) or `docker` (the container engine of this machine).
         port: the port to serve on; by default a free one, kept by later revisions.
         grpc_port: serve gRPC too, on this port, or with 0 on a free one; kept by later revisions, off by default.
             Calls and connections that are on the wire at the moment when a revision gives way may end with
@@ -119,6 +134,16 @@ def deploy(
         fallback: an `Artifact`, a `ModelVersion` or a URI: a smaller model of the same signature, which answers
             while this one fails, is overloaded or late.
         workers: processes that share the port, each with the model in its memory.
+        replicas: containers of the revision, each with its own server. Targets say which of these and the following
+            they know. With *min_replicas* and *max_replicas* the target scales between the two by itself.
+        cpu: cores for each replica: `2`, `0.5`, `"500m"`; memory: bytes or `"512Mi"`; gpu: a number of GPUs.
+        secrets, config_maps: names of those in the cluster whose keys become environment variables.
+        node_selector, tolerations: labels of the nodes to run on (a mapping), and taints to put up with (mappings, or
+            `"dedicated=ml:NoSchedule"`).
+        expose: how clients outside reach it: `cluster`, `nodeport`, `loadbalancer`, `ingress` or `gateway`; *host* is
+            the name for the last two.
+        network_policy: let in only what the cluster's policies allow.
+        ttl: how long it may stay before a clean-up removes it: seconds, or `"7d"`.
         strategy: `rolling` (the default), `blue-green` or `canary`.
         canary: the canary's shares of the traffic in percent. `10` stays there until `promote()` or `rollback()`;
             `(10, 50)` goes on by itself, with a gate or a pause at each, and then gets all.
@@ -140,8 +165,25 @@ def deploy(
     """
     chosen = settings(target=target, timeout=timeout)
     backend: Target = plugins.create("target", chosen.target)
-    name = check_name(name or name_of(what, of="a deployment"))
+    name = check_name(name or shipping.title(what) or name_of(what, of="a deployment"))
     how = strategies.choose(strategy=strategy, canary=canary, gate=gate, pause=pause)
+    workload = workloads.read(
+        replicas=replicas,
+        min_replicas=min_replicas,
+        max_replicas=max_replicas,
+        cpu=cpu,
+        memory=memory,
+        gpu=gpu,
+        secrets=secrets,
+        config_maps=config_maps,
+        node_selector=node_selector,
+        tolerations=tolerations,
+        expose=expose,
+        host=host,
+        network_policy=network_policy,
+        ttl=ttl,
+    )
+    workloads.check(workload, backend.takes(), chosen.target)
     how.check(backend, name, chosen.target)
     draft = Revision(
         id=0,
@@ -150,25 +192,25 @@ def deploy(
         created=now(),
         origin=origin(),
         note=how.note,
-        env=_checked(env),
-        port=_checked_port(port),
-        grpc_port=_checked_grpc_port(grpc_port, port),
-        cache_bytes=_checked_bytes(cache_bytes),
-        workers=_checked_workers(workers),
+        workload=workload,
+        **servers.read(env=env, port=port, grpc_port=grpc_port, cache_bytes=cache_bytes, workers=workers),
     )
-    spare = _found_fallback(fallback)
+    delivery = backend.delivery()
+    spare = _found_fallback(fallback, delivery, chosen.target)
     if dry_run:
-        return _plan(backend, name, draft, how, source=_describe(what))
+        return _plan(backend, name, draft, how, Cargo(source=_describe(what), digest=""))
     with backend.claim(name), tempfile.TemporaryDirectory(prefix="mlopsnb-") as scratch:
-        version, artifact = _version(
-            what, name=name, example=example, reference=reference, metrics=metrics, format=format
-        )
-        if artifact is None:
-            artifact = fetch(version, Path(scratch) / "package")
+        if shipping.is_image(what, delivery):
+            cargo = shipping.of_image(what, delivery, target=chosen.target)
+        else:
+            version, artifact = _version(
+                what, name=name, example=example, reference=reference, metrics=metrics, format=format
+            )
+            cargo = shipping.of_version(version, artifact, delivery, name=name, scratch=Path(scratch))
         if spare is not None:
             found = spare if isinstance(spare, Artifact) else fetch(spare, Path(scratch) / "fallback")
             draft = replace(draft, fallback=found.path)
-        plan = _plan(backend, name, draft, how, source=version.uri, artifact=artifact)
+        plan = _plan(backend, name, draft, how, cargo)
         new = next(a.revision for a in plan if isinstance(a, rollout.Start))
         named = isinstance(what, str | ModelVersion)
         if force or not strategies.keep(backend.observe(name), new, named=named):
@@ -176,50 +218,12 @@ def deploy(
     return Deployment(name, backend, chosen.target)
 
 
-def _checked(env: Mapping[Any, Any] | None) -> dict[str, str]:
-    wrong = [k for k, v in (env or {}).items() if not isinstance(v, str) or not str(k).isidentifier()]
-    if wrong:
+def _found_fallback(what: object, delivery: Delivery, target: str) -> Artifact | ModelVersion | None:
+    if what is not None and delivery != "package":
         raise UserError(
-            f"env: {', '.join(map(str, wrong))} cannot be an environment variable",
-            hint='names are letters, digits and underscores; values are text, such as {"THREADS": "2"}',
+            f"target {target!r} knows no fallback: an image holds one package",
+            hint="leave it out, or deploy to target='process'",
         )
-    return dict(env or {})
-
-
-def _checked_port(port: object) -> int | None:
-    if port is None or (isinstance(port, int) and not isinstance(port, bool) and 0 < port < 65536):
-        return port
-    raise UserError(
-        f"port must be a number from 1 to 65535, found {port!r}", hint="leave it out for a free one"
-    )
-
-
-def _checked_grpc_port(port: object, http: object) -> int | None:
-    if port is None or (isinstance(port, int) and not isinstance(port, bool) and 0 <= port < 65536):
-        if port and port == http:
-            raise UserError(f"HTTP and gRPC cannot share port {port}", hint="give another grpc_port")
-        return port
-    raise UserError(
-        f"grpc_port must be a number from 0 to 65535, found {port!r}", hint="0 takes one that is free"
-    )
-
-
-def _checked_workers(workers: object) -> int:
-    if isinstance(workers, int) and not isinstance(workers, bool) and 0 < workers <= _MOST_WORKERS:
-        return workers
-    raise UserError(
-        f"workers must be a number from 1 to {_MOST_WORKERS}, found {workers!r}",
-        hint="one for each processor that the model server may use",
-    )
-
-
-def _checked_bytes(size: object) -> int | None:
-    if size is None or (isinstance(size, int) and not isinstance(size, bool) and size > 0):
-        return size
-    raise UserError(f"cache_bytes must be a number above 0, found {size!r}", hint="leave it out for no cache")
-
-
-def _found_fallback(what: object) -> Artifact | ModelVersion | None:
     if what is None or isinstance(what, Artifact | ModelVersion):
         return what
     if isinstance(what, str):
@@ -231,13 +235,7 @@ def _found_fallback(what: object) -> Artifact | ModelVersion | None:
 
 
 def _plan(
-    backend: Target,
-    name: str,
-    draft: Revision,
-    how: strategies.Strategy,
-    *,
-    source: str,
-    artifact: Artifact | None = None,
+    backend: Target, name: str, draft: Revision, how: strategies.Strategy, cargo: Cargo
 ) -> tuple[Action, ...]:
     """Decide what to do, from what runs now. Touches nothing."""
     present = backend.observe(name)
@@ -246,9 +244,10 @@ def _plan(
         draft,
         grpc_port=draft.grpc_port if draft.grpc_port is not None or not kept else kept[0],
         id=rollout.next_id(present),
-        source=source,
-        digest=artifact.digest if artifact else "",
-        package=artifact.path if artifact else None,
+        source=cargo.source,
+        digest=cargo.digest,
+        package=cargo.package,
+        image=cargo.image,
     )
     return tuple(how.plan(present, new))
 
@@ -283,4 +282,6 @@ def _describe(what: object) -> str:
         return what.uri
     if isinstance(what, Artifact):
         return what.digest
+    if isinstance(what, Image):
+        return what.reference
     return what if isinstance(what, str) else f"{type(what).__name__}, not exported yet"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -120,6 +120,10 @@ class Target(Protocol):
 
         Asked before anything is built; `DeployError` if the target cannot be reached, or could not get an image.
         """
+        ...
+
+    def takes(self) -> Collection[str]:
+        """Name the fields of `Workload` that it gives a revision; what asks for others is refused beforehand."""
         ...
 
     def splits(self) -> bool:

@@ -54,6 +54,7 @@ MISSING = {
         if (VENVS / "sigstore" / "node_modules").exists()
         else "no .venv/sigstore; .ci/run shows how it is made"
     ),
+    "prometheus": lambda: "" if shutil.which("promtool") else "no promtool on the PATH",
     "registry": lambda: "" if shutil.which("docker-registry") else "no docker-registry on the PATH",
     "skopeo": lambda: "" if shutil.which("skopeo") else "no skopeo on the PATH",
     "triton": partial(_no_client, "triton"),

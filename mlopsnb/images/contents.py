@@ -17,7 +17,16 @@ from mlopsnb.images.plan import File
 from mlopsnb.images.planning import data_file
 
 RUNTIME = (
-    *("__init__.py", "errors.py", "extras.py", "manifest.py", "parity.py", "plugins.py", "protocols.py"),
+    *(
+        "__init__.py",
+        "errors.py",
+        "extras.py",
+        "manifest.py",
+        "parity.py",
+        "plugins.py",
+        "profiles.py",
+        "protocols.py",
+    ),
     *("records.py", "tensors.py", "formats", "serving"),
 )
 """What the server imports of mlopsnb; a test holds that it needs nothing else."""

@@ -124,6 +124,8 @@ class _Build:
 
     def _tell(self, message: Mapping[str, Any]) -> None:
         log = self.log
+        for line in str(message.get("stream", "")).splitlines():
+            events.report_line("pack", line)
         if not log.steps:
             return
         line = str(message.get("status") or log.tail.rpartition("\n")[2]) or log.instruction

@@ -8,8 +8,10 @@ stores; the containerd one gets whole archives.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import secrets
+import tarfile
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -146,6 +148,22 @@ class Engine:
                 manifest, blobs = saved.unpack(_counted(lambda: pieces, on_bytes), Path(folder))
             write_directory(into, manifest, blobs, name=reference)
         return manifest.digest
+
+    def read(self, reference: str, paths: Iterable[str]) -> dict[str, bytes]:
+        """Return those of the files *paths* that an image has. It is not run."""
+        found: dict[str, bytes] = {}
+        with self._translated(f"look into {reference}"):
+            container = self._api.create_container(reference, command=["none"])["Id"]
+            try:
+                for path in paths:
+                    with suppress(self._docker.errors.NotFound):
+                        pieces, _ = self._api.get_archive(container, f"/{path}")
+                        with tarfile.open(fileobj=io.BytesIO(b"".join(pieces))) as archive:
+                            file = archive.extractfile(archive.getmembers()[0])
+                            found[path] = file.read() if file else b""
+            finally:
+                self._api.remove_container(container, force=True)
+        return found
 
     def remove(self, reference: str) -> None:
         """Remove a name; the image with it, if that was the last name and no container uses it."""

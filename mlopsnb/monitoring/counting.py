@@ -25,7 +25,7 @@ KINDS: Mapping[str, Callable[[int], bool]] = {
     "deadline passed": lambda code: code == 504,
     "client error": lambda code: 400 <= code < 500 and code not in (429, CLIENT_LEFT),
 }
-"""Kinds of answers that are none, by status code. All but the client's own errors count as errors of the deployment."""
+"""Kinds of failed requests, by status code. A model that raises on a request is told as the client's error too."""
 
 _OURS = ("server error", "overloaded", "deadline passed")
 
@@ -114,7 +114,12 @@ class Counts:
 
     @property
     def errors(self) -> float:
-        """Those that failed by the deployment's fault: 5xx, and 429 for too many requests."""
+        """Those that failed: 4xx and 5xx, but not those whose client left."""
+        return sum(self.kinds.values())
+
+    @property
+    def server_errors(self) -> float:
+        """Those that failed and were no client's fault: 5xx, and 429 for too many requests."""
         kinds = self.kinds
         return sum(kinds[kind] for kind in _OURS)
 
@@ -274,9 +279,7 @@ FIGURES: Mapping[str, Figure] = {
     "requests": Figure("requests", lambda w: w.counts.requests),
     "qps": Figure("requests a second", lambda w: _share(w.counts.requests, w.seconds)),
     "error_rate": Figure("error rate", lambda w: _share(w.counts.errors, w.counts.requests)),
-    "client_error_rate": Figure(
-        "client error rate", lambda w: _share(w.counts.kinds["client error"], w.counts.requests)
-    ),
+    "server_error_rate": Figure("of the server", lambda w: _share(w.counts.server_errors, w.counts.requests)),
     "p50_ms": Figure("P50, ms", lambda w: w.counts.duration.quantile(0.5) * 1000),
     "p90_ms": Figure("P90, ms", lambda w: w.counts.duration.quantile(0.9) * 1000),
     "p99_ms": Figure("P99, ms", lambda w: w.counts.duration.quantile(0.99) * 1000),
@@ -294,6 +297,6 @@ def figure_text(name: str, value: float) -> str:
     """Return a figure as people read it: rates in percent, others with three digits."""
     if math.isnan(value):
         return "none"
-    if name in ("error_rate", "client_error_rate"):
+    if name in ("error_rate", "server_error_rate"):
         return f"{value:.3g}" if 0 < value < 0.0001 else f"{value:.2%}"
     return f"{value:.0f}" if value >= 1000 or value == int(value) else f"{value:.3g}"

@@ -55,14 +55,14 @@ def hold(
             known = [sides[revision]] if revision in sides else []
             sides[revision] = joined([*known, window]) or window
         _check_alive(target, name, new, sides)
-        passed = min((clock() - started) / gate.seconds, 1.0)
-        report_progress("gate", _so_far(rule, new, sides), passed)
+        passed = clock() - started
+        report_progress("gate", _so_far(rule, new, sides), min(passed / gate.seconds, 1.0))
         if verdict := rules.hopeless(rule, sides[new]):
-            raise _rejected(verdict, new, old, sides, sampler)
+            raise _rejected(verdict, new, sides, sampler, passed)
     seen = sides.get(new) or _nothing()
     verdict = rules.judge(rule, seen)
     if verdict.outcome == "broken":
-        raise _rejected(verdict, new, old, sides, sampler)
+        raise _rejected(verdict, new, sides, sampler, passed)
     if verdict.outcome == "not enough requests":
         raise _too_few(rule, new, seen, gate.seconds)
     return _so_far(rule, new, sides)
@@ -99,11 +99,11 @@ def _requests(window: Window) -> str:
     return f"{n:,} request{'' if n == 1 else 's'}"
 
 
-def _rejected(verdict: Verdict, new: int, old: int | None, sides: _Sides, sampler: Sampler) -> GateRejected:
+def _rejected(verdict: Verdict, new: int, sides: _Sides, sampler: Sampler, seconds: float) -> GateRejected:
     seen = sides[new]
     found = "; ".join(rules.told(c, value) for c, value in verdict.broken)
-    message = f"revision {new} did not pass its gate: {found}, in {_requests(seen)} over {seen.seconds:.1f} s"
-    if old is not None:
+    message = f"revision {new} did not pass its gate: {found}, in {_requests(seen)} over {seconds:.1f} s"
+    for old in sides.keys() - {new}:
         window, when = sides[old], "in the same time"
         if not window.counts.requests:  # after a switch it has no traffic any more
             window, when = sampler.totals()[old], "in all its time"

@@ -32,7 +32,7 @@ _OPERATORS: Mapping[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
 }
 _QUANTILES = {"p50_ms": 0.5, "p90_ms": 0.9, "p99_ms": 0.99}
-_OF_REQUESTS = {*_QUANTILES, "error_rate", "client_error_rate", "batch_rows", "queue_p99_ms"}
+_OF_REQUESTS = {*_QUANTILES, "error_rate", "server_error_rate", "batch_rows", "queue_p99_ms"}
 _SURE = 4.0
 """Standard errors beyond which a rule cannot be kept any more: some hundred looks mislead less than once in 100 gates."""
 
@@ -145,8 +145,8 @@ def hopeless(rule: Rule, window: Window) -> Verdict | None:
 def _surely_above(comparison: Comparison, window: Window, n: float) -> bool:
     if comparison.figure == "error_rate":
         return _wilson(window.counts.errors, n) > comparison.limit
-    if comparison.figure == "client_error_rate":
-        return _wilson(window.counts.kinds["client error"], n) > comparison.limit
+    if comparison.figure == "server_error_rate":
+        return _wilson(window.counts.server_errors, n) > comparison.limit
     if (q := _QUANTILES.get(comparison.figure)) is not None:
         timed = window.counts.duration
         return _wilson(timed.above(comparison.limit / 1000), timed.count) > 1 - q

@@ -170,6 +170,7 @@ def _deployment_rows(deployment: Any) -> list[Row]:
         ("target", deployment.target),
         ("model", Code(deployment.model_version or "none")),
         ("revision", deployment.revision or "none"),
+        *_split(deployment.release),
     ]
     url = deployment.url
     if url:
@@ -183,6 +184,18 @@ def _deployment_rows(deployment: Any) -> list[Row]:
             ("from a shell", Code(_shell_command(deployment, url))),
         ]
     return rows
+
+
+def _split(release: Any) -> list[Row]:
+    """Say who has which share of the traffic, while a canary is under way."""
+    from mlopsnb.rollout import trial
+
+    pair = trial(release)
+    if pair is None:
+        return []
+    roles = {pair[0].id: " (stable)", pair[1].id: " (canary)"}
+    shares = [f"revision {r}{roles.get(r, '')}: {w} %" for r, w in sorted(release.weights.items())]
+    return [("traffic", ", ".join(shares))]
 
 
 def _shell_command(deployment: Any, url: str) -> str:
@@ -264,7 +277,7 @@ class History(_Displayed):
     """The revisions of a deployment, the newest first."""
 
     title = "Revisions"
-    header = ("revision", "state", "model", "created", "digest", "note")
+    header = ("revision", "state", "model", "created", "by", "from", "digest", "note")
     empty = "no revisions"
 
     def rows(self) -> list[Row]:
@@ -275,11 +288,19 @@ class History(_Displayed):
                 _state(r.state),
                 Code(r.source),
                 r.created,
+                "@".join(filter(None, (r.origin.user, r.origin.machine))),
+                _whence(r.origin),
                 Code(r.digest.removeprefix("sha256:")[:12]),
                 r.note,
             )
             for r in sorted(self, key=lambda r: r.id, reverse=True)
         ]
+
+
+def _whence(origin: Any) -> str:
+    """Return the notebook's name and the commit, short."""
+    notebook = Path(origin.notebook).name
+    return " at ".join(filter(None, (notebook, origin.commit[:7])))
 
 
 def deployments_html(deployments: tuple[Any, ...]) -> str:
@@ -319,21 +340,19 @@ class Plan(_Displayed):
 
 def action_text(action: Any) -> str:
     """Say in words what one action of a plan does."""
-    match type(action).__name__:
-        case "Start":
-            return f"run revision {action.revision.id} ({action.revision.source}) beside what serves; no traffic yet"
-        case "Check":
-            return f"revision {action.revision_id} must answer its example as the original model did"
-        case "Shift":
-            return "traffic: " + ", ".join(
-                f"{share} % to revision {r}" for r, share in sorted(action.weights.items())
-            )
-        case "Stop":
-            return f"revision {action.revision_id} ends what it has in flight, then stops"
-        case "Forget":
-            return "stop all revisions and remove the name with its history"
-        case _:
-            return repr(action)
+    words = {
+        "Start": "run revision {0.revision.id} ({0.revision.source}) beside what serves; no traffic yet",
+        "Check": "revision {0.revision_id} must answer its example as the original model did",
+        "Gate": "revision {0.revision_id} must keep {rule} for {0.seconds:g} s",
+        "Scale": "revision {0.revision_id} in {0.replicas} replicas",
+        "Shift": "traffic: {shares}",
+        "Stop": "revision {0.revision_id} ends what it has in flight, then stops",
+        "Forget": "stop all revisions and remove the name with its history",
+    }
+    weights = sorted(getattr(action, "weights", {}).items())
+    shares = ", ".join(f"{share} % to revision {r}" for r, share in weights)
+    rule = getattr(action, "rule", "") or "its traffic"
+    return words.get(type(action).__name__, "{0}").format(action, shares=shares, rule=rule)
 
 
 class LogText(str):

@@ -161,12 +161,31 @@ DEPLOY = Verb(
             kind="source",
             help="a smaller model of the same signature, which answers while this one cannot",
         ),
+        Argument(
+            name="strategy",
+            kind="text",
+            help="how it takes over; rolling if left out",
+            choices=("rolling", "blue-green", "canary"),
+        ),
+        Argument(
+            name="canary",
+            kind="text",
+            help="its shares of the traffic in percent, such as 10,50; a single one stays until %promote or %rollback",
+        ),
+        Argument(
+            name="gate",
+            kind="text",
+            help='what it has to keep under traffic, such as "error_rate<0.01 and p99_ms<200"',
+        ),
+        Argument(name="pause", kind="text", help="how long each gate or share takes; 30s if left out"),
+        Argument(name="force", kind="flag", help="deploy also what runs already in just this way"),
         Argument(name="timeout", kind="float", help="seconds to wait until it is ready"),
         Argument(name="dry_run", kind="flag", help="show what would be done, and do nothing"),
     ),
     examples=(
         "%deploy model",
         "dep = %deploy models:/fraud/3 --target process",
+        '%deploy models:/fraud/4 --gate "error_rate<0.01 and p99_ms<200" --pause 1m',
         "%deploy model --example X_test[:5] --dry-run",
     ),
 )
@@ -277,13 +296,48 @@ LOGS = Verb(
     examples=("%logs fraud --tail 50",),
 )
 
+METRICS = Verb(
+    name="metrics",
+    twin="mlopsnb.deployment:Deployment.metrics",
+    summary="Show what is sent to a deployment and how it answers, per revision: rates, errors, quantiles, queue, memory.",
+    positionals=(_DEPLOYMENT,),
+    options=(
+        Argument(
+            name="seconds", kind="text", help="how long to watch, such as 60 or 5m; a second if left out"
+        ),
+        _TARGET,
+    ),
+    examples=("%metrics fraud", "traffic = %metrics fraud --seconds 2m"),
+)
+
 ROLLBACK = Verb(
     name="rollback",
     twin="mlopsnb.deployment:Deployment.rollback",
-    summary="Serve the previous model again.",
+    summary="Serve an earlier model again: the previous one, or the stable one beside a canary.",
+    positionals=(_DEPLOYMENT,),
+    options=(
+        Argument(name="to", kind="int", help="the revision to go back to; the one before if left out"),
+        _TARGET,
+    ),
+    examples=("%rollback fraud", "%rollback fraud --to 3"),
+)
+
+PROMOTE = Verb(
+    name="promote",
+    twin="mlopsnb.deployment:Deployment.promote",
+    summary="Give the canary of a deployment all traffic.",
     positionals=(_DEPLOYMENT,),
     options=(_TARGET,),
-    examples=("%rollback fraud",),
+    examples=("%promote fraud",),
+)
+
+SCALE = Verb(
+    name="scale",
+    twin="mlopsnb.deployment:Deployment.scale",
+    summary="Serve a deployment with so many replicas.",
+    positionals=(_DEPLOYMENT, Argument(name="n", kind="int", help="how many replicas")),
+    options=(_TARGET,),
+    examples=("%scale fraud 3",),
 )
 
 UNDEPLOY = Verb(
@@ -293,6 +347,23 @@ UNDEPLOY = Verb(
     positionals=(_DEPLOYMENT,),
     options=(_TARGET,),
     examples=("%undeploy fraud",),
+)
+
+CLEANUP = Verb(
+    name="cleanup",
+    twin="mlopsnb.cleaning:cleanup",
+    summary="Remove deployments that are past their time, and what builds left in the cache.",
+    options=(
+        Argument(name="images", kind="flag", help="layers and environments of past builds, in the cache"),
+        Argument(name="deployments", kind="flag", help="deployments whose TTL has passed"),
+        Argument(name="older_than", kind="text", help="deployments last deployed longer ago, such as 7d"),
+        Argument(name="owner", kind="text", help="whose deployments; yours if left out, * for all"),
+        Argument(
+            name="target", kind="text", help="where to look; on every target if left out", backend="target"
+        ),
+        Argument(name="dry_run", kind="flag", help="show what would be removed, and remove nothing"),
+    ),
+    examples=("%cleanup --older-than 7d --dry-run", "%cleanup --deployments --images"),
 )
 
 DRIFT = Verb(
@@ -318,7 +389,10 @@ DRIFT = Verb(
 
 VERBS: dict[str, Verb] = {
     v.name: v
-    for v in (EXPORT, LOG_MODEL, BUILD, DEPLOY, PREDICT, DEPLOYMENTS, LOGS, ROLLBACK, UNDEPLOY, DRIFT)
+    for v in (
+        *(EXPORT, LOG_MODEL, BUILD, DEPLOY, PREDICT, DEPLOYMENTS, LOGS, METRICS),
+        *(ROLLBACK, PROMOTE, SCALE, UNDEPLOY, CLEANUP, DRIFT),
+    )
 }
 
 SETTINGS_VERB = "mlopsnb"

@@ -94,14 +94,23 @@ def image_text(image: Any) -> str:
 
 
 def _cleanup_title(cleanup: Any) -> str:
-    if not cleanup.removed:
-        return "there was nothing to clean up"
-    what = "would be freed (nothing was done)" if cleanup.dry_run else "freed"
-    return f"{size_text(cleanup.freed)} {what}"
+    said = []
+    if cleanup.removed:
+        said.append(f"{size_text(cleanup.freed)} {'would be freed' if cleanup.dry_run else 'freed'}")
+    if cleanup.deployments:
+        n = len(cleanup.deployments)
+        done = "would be removed" if cleanup.dry_run else "removed"
+        said.append(f"{n} deployment{'s' if n > 1 else ''} {done}")
+    nothing = " (nothing was done)" if cleanup.dry_run and said else ""
+    return (", ".join(said) or "there was nothing to clean up") + nothing
 
 
 def _cleanup_rows(cleanup: Any) -> list[Row]:
-    return [(what, size_text(size)) for what, size in cleanup.removed]
+    return [
+        *((what, size_text(size)) for what, size in cleanup.removed),
+        *cleanup.deployments,
+        *((what, f"skipped: {why}") for what, why in cleanup.skipped),
+    ]
 
 
 def cleanup_html(cleanup: Any) -> str:

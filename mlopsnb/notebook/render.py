@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mlopsnb.images.sizes import moved_text
-from mlopsnb.notebook.tables import Badge, card, html_table, unbroken
+from mlopsnb.notebook.status import masked
+from mlopsnb.notebook.tables import Badge, card, html_table, preformatted, unbroken
 
 if TYPE_CHECKING:
     from mlopsnb.events import Event
@@ -30,6 +31,8 @@ _DOING = {
     "prove": "prove that it runs the model",
     "pack": "pack the layers",
     "upload": "bring them there",
+    "scan": "look for vulnerabilities",
+    "attest": "sign and attest",
     "start": "start the server",
     "check": "check its answers",
     "gate": "watch how it does",
@@ -52,52 +55,94 @@ def seconds(time: float) -> str:
 
 def heading(now: Snapshot) -> str:
     """Return the first line: what runs, and how it stands or ended."""
-    symbol, word = _STATES[now.outcome]
-    took = f" after {seconds(now.ended - now.started)}" if now.ended is not None else ""
-    if now.outcome == "succeeded":
-        took = took.replace("after", "in")
-    return f"{symbol} {now.title}: {word}{took}"
+    symbol, word = ("⊘", "cancelling") if now.cancelling else _STATES[now.outcome]
+    title = masked(now.title)
+    if now.ended is None:
+        return f"{symbol} {title}: {word}"
+    return (
+        f"{symbol} {title}: {word} {'in' if word == 'done' else 'after'} {seconds(now.ended - now.started)}"
+    )
 
 
 def to_text(now: Snapshot) -> str:
     """Return the snapshot as lines of text."""
     width = max((len(_DOING.get(s.step, s.step)) for s in now.steps), default=0)
+    told = [(name, text.replace("\n", "\n" + " " * 6)) for name, text in _verdict(now)]
     return "\n".join(
-        [heading(now), *(f"  {note}" for note in now.notes), *(_text_line(s, width) for s in now.steps)]
+        [
+            heading(now),
+            *(f"  {masked(note)}" for note in now.notes),
+            *(_text_line(now, s, width) for s in now.steps),
+            *(f"  {name}: {text}" for name, text in told),
+            *(["  last lines:"] if now.lines else []),
+            *(f"    {line}" for line in now.lines),
+        ]
     )
 
 
-def _text_line(step: StepView, width: int) -> str:
+def _text_line(now: Snapshot, step: StepView, width: int) -> str:
     symbol, word = _STATES[step.state]
-    parts = [f"  {symbol} {_DOING.get(step.step, step.step):<{width}}", f"{word:<9}", f"{_took(step):>10}"]
+    parts = [
+        f"  {symbol} {_DOING.get(step.step, step.step):<{width}}",
+        f"{word:<9}",
+        f"{_took(now, step):>10}",
+    ]
     return "  ".join([*parts, _details(step).replace("\n", "\n" + " " * 6)]).rstrip()
 
 
 def to_html(now: Snapshot) -> str:
     """Return the snapshot as a card that reads well without style and without a kernel."""
     rows = [
-        (unbroken(_DOING.get(s.step, s.step)), Badge(*_STATES[s.state]), unbroken(_took(s)), _details(s))
+        (unbroken(_DOING.get(s.step, s.step)), Badge(*_STATES[s.state]), unbroken(_took(now, s)), _details(s))
         for s in now.steps
     ]
-    notes = [(name, value) for name, _, value in (note.partition(": ") for note in now.notes)]
+    notes = [(name, value) for name, _, value in (masked(note).partition(": ") for note in now.notes)]
     parts = [html_table(notes)] if notes else []
     if rows:
         parts.append(html_table(rows, ("step", "state", "time", "details"), label="steps"))
     if (shown := getattr(now.shown, "_repr_html_", None)) is not None:
         parts.append(shown())
+    if told := _verdict(now):
+        parts.append(html_table(told, label="verdict"))
+    if now.lines:
+        parts.append(preformatted("\n".join(now.lines), label="last lines"))
     return card(heading(now), *parts, role="status")
 
 
-def _took(step: StepView) -> str:
+def cancel_html() -> str:
+    """Return a button that interrupts the kernel, for front ends that let HTML name one of their commands.
+
+    JupyterLab and Notebook 7 do; there the front end itself sends the interrupt, which ends a cell that keeps the kernel
+    from reading anything else. Elsewhere it is not shown: a button that does nothing would be a lie.
+    """
+    style = (
+        "cursor:pointer;padding:2px 10px;margin:0 0 4px 0;background:transparent;color:inherit;"
+        "border:1px solid var(--jp-border-color1,#bdbdbd);border-radius:2px"
+    )
+    return (
+        "<style>.mlopsnb-cancel{display:none}[data-jp-theme-name] .mlopsnb-cancel{display:inline-block}</style>"
+        '<button type="button" class="mlopsnb-cancel" data-commandlinker-command="notebook:interrupt-kernel" '
+        f'data-commandlinker-args="{{}}" style="{style}" title="interrupt it, and put back what was there">'
+        "<span>⊘ Cancel</span></button>"
+    )
+
+
+def _verdict(now: Snapshot) -> list[tuple[str, str]]:
+    told = (("what happened", now.verdict), ("what to do", now.hint))
+    return [(name, text) for name, text in told if text]
+
+
+def _took(now: Snapshot, step: StepView) -> str:
     if step.ended is not None:
         return seconds(step.ended - step.started)
-    return f"{step.fraction:.0%}" if step.fraction is not None else "…"
+    waited = int((now.at if now.at is not None else step.started) - step.started)
+    return "…" if waited < 1 else f"{waited} s" if waited < 60 else seconds(waited)
 
 
 def _details(step: StepView) -> str:
-    if step.done is None:
-        return step.message
-    return ", ".join(filter(None, [step.message, unbroken(moved_text(step.done, step.total))]))
+    share = unbroken(f"{step.fraction:.0%}") if step.fraction is not None else ""
+    moved = unbroken(moved_text(step.done, step.total)) if step.done is not None else ""
+    return ", ".join(filter(None, [share, step.message, moved]))
 
 
 def event_line(event: Event, took: float | None) -> str:
@@ -106,6 +151,6 @@ def event_line(event: Event, took: float | None) -> str:
     share = f" {event.fraction:.0%}" if event.fraction is not None else ""
     time = f" in {seconds(took)}" if took is not None else ""
     bytes_moved = moved_text(event.done, event.total) if event.done is not None else ""
-    details = ", ".join(filter(None, [event.message, bytes_moved]))
+    details = ", ".join(filter(None, [masked(event.message), bytes_moved]))
     told = f": {details}" if details else ""
     return f"{symbol} {_DOING.get(event.step, event.step)} {word}{share}{time}{told}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -9,6 +10,31 @@ if TYPE_CHECKING:
     from mlopsnb.events import Event, State
 
 Outcome = Literal["running", "succeeded", "failed", "cancelled"]
+
+LINES = 8
+"""Last lines of what programs print that a card keeps."""
+
+_LONGEST = 300
+"""Characters that are kept of such a line."""
+
+_CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|[\x00-\x08\x0b-\x1f\x7f]")
+"""Colours and cursor movements of terminals (ECMA-48), and other control characters but tab and line feed."""
+
+_SECRETS = (
+    re.compile(r"(?<=://)[^/?#\s]*@"),
+    re.compile(r"(?i)(?<=\bbearer )\S+|(?<=\bbasic )[\w+/=]{8,}"),
+    re.compile(
+        r"(?i)\b(?:\w*(?:password|passwd|secret|api[_-]?key)\w*|\w*token)[\"']?\s*[=:]\s*[\"']?(?!\s)([^\s\"',;&]+)"
+    ),
+)
+"""The user of an address, credentials of an Authorization header, and values whose name says that they are secret."""
+
+
+def masked(text: str) -> str:
+    """Return *text* as it may be shown and saved: without control characters, and with `•••` for what looks secret."""
+    text = _CONTROL.sub("", text)
+    text = _SECRETS[1].sub("•••", _SECRETS[0].sub("", text))
+    return _SECRETS[2].sub(lambda found: found[0][: found.start(1) - found.start()] + "•••", text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,55 +59,117 @@ class StepView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """A whole run: its title, notes of the front end, and its steps in the order they began."""
+    """A whole run at the time `at`: its title, notes of the front end, and its steps in the order they began.
+
+    `lines` are the last that programs have printed; `verdict` and `hint` say why it failed, and what to do.
+    """
 
     title: str
     started: float
+    at: float | None = None
     ended: float | None = None
     outcome: Outcome = "running"
     notes: tuple[str, ...] = ()
     steps: tuple[StepView, ...] = ()
+    lines: tuple[str, ...] = ()
+    verdict: str = ""
+    hint: str = ""
     shown: object | None = None
     """What a step that still runs has to show."""
+
+    @property
+    def cancelling(self) -> bool:
+        """Say whether the run was interrupted and is putting back what was there."""
+        return self.outcome == "running" and any(s.state == "cancelled" for s in self.steps)
+
+    @property
+    def cancellable(self) -> bool:
+        """Say whether an interrupt would end work, and not the clearing up after work that has ended badly."""
+        return self.outcome == "running" and all(
+            s.state not in ("failed", "cancelled") and s.step != "restore" for s in self.steps
+        )
 
 
 def advance(now: Snapshot, event: Event, time: float) -> Snapshot:
     """Return the snapshot after *event*. A step that starts again after its end is a new line."""
+    lines = now.lines
+    if event.line:
+        # A program that goes back to the start of its line means the last thing it wrote there.
+        line = masked(event.line.rstrip().rpartition("\r")[2][:_LONGEST])
+        lines = (*lines[1 - LINES :], line) if line else lines
+        if not event.message and event.fraction is None and event.done is None:
+            return replace(now, at=time, lines=lines)
     over = event.state in ("succeeded", "failed", "cancelled")
     if over or event.shown is not None:
         now = replace(now, shown=None if over else event.shown)
-    at = next(
-        (i for i, s in reversed(list(enumerate(now.steps))) if s.step == event.step and not s.over), None
-    )
+    at = _running(now, event)
     if at is None:
         new = StepView(
             step=event.step,
             state=event.state,
             started=time,
             ended=time if over else None,
-            message=event.message,
+            message=masked(event.message),
             fraction=event.fraction,
             done=event.done,
             total=event.total,
         )
-        return replace(now, steps=(*now.steps, new))
-    old = now.steps[at]
+        return replace(now, at=time, lines=lines, steps=(*now.steps, new))
+    old = now.steps[at - 1]
     new = replace(
         old,
         state=event.state,
         ended=time if over else None,
         # A success without words takes the place of what was going on; other events keep it.
-        message=event.message or ("" if event.state == "succeeded" else old.message),
+        message=masked(event.message) or ("" if event.state == "succeeded" else old.message),
         fraction=None if over else event.fraction if event.fraction is not None else old.fraction,
         done=None if over else event.done if event.done is not None else old.done,
         total=None if over else event.total if event.done is not None else old.total,
     )
-    return replace(now, steps=(*now.steps[:at], new, *now.steps[at + 1 :]))
+    return replace(now, at=time, lines=lines, steps=(*now.steps[: at - 1], new, *now.steps[at:]))
 
 
-def finish(now: Snapshot, outcome: Literal["succeeded", "failed", "cancelled"], time: float) -> Snapshot:
-    """Return the last snapshot: steps that still run share the *outcome*."""
-    steps = tuple(
-        s if s.over else replace(s, state=outcome, ended=time, fraction=None, done=None) for s in now.steps
+def _running(now: Snapshot, event: Event) -> int | None:
+    """Return the place, counted from 1, of the step of *event* that still runs."""
+    for place in range(len(now.steps), 0, -1):
+        step = now.steps[place - 1]
+        if step.step == event.step and not step.over:
+            return place
+    return None
+
+
+def tick(now: Snapshot, time: float) -> Snapshot:
+    """Return the same snapshot at a later time."""
+    return replace(now, at=time)
+
+
+def finish(
+    now: Snapshot,
+    outcome: Literal["succeeded", "failed", "cancelled"],
+    time: float,
+    *,
+    verdict: str = "",
+    hint: str = "",
+) -> Snapshot:
+    """Return the last snapshot: steps that still run share the *outcome*; *verdict* and *hint* say why it failed.
+
+    A failed step does not repeat the verdict, and what programs printed is only kept where it may tell something.
+    """
+    verdict, hint = masked(verdict), masked(hint)
+    steps = []
+    for s in now.steps:
+        if not s.over:
+            s = replace(s, state=outcome, ended=time, fraction=None, done=None)  # noqa: PLW2901
+        repeats = bool(verdict) and s.state == "failed" and s.message.startswith(verdict)
+        steps.append(replace(s, message="") if repeats else s)
+    return replace(
+        now,
+        outcome=outcome,
+        at=time,
+        ended=time,
+        steps=tuple(steps),
+        lines=() if outcome == "succeeded" else now.lines,
+        verdict=verdict,
+        hint=hint,
+        shown=None,
     )
-    return replace(now, outcome=outcome, ended=time, steps=steps, shown=None)

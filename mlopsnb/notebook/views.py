@@ -7,27 +7,33 @@ cell's own thread alone, because a worker's print may land in another cell.
 from __future__ import annotations
 
 import contextvars
+import logging
 import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from typing import Any, Literal, Protocol
 
+from mlopsnb.errors import MlopsnbError, telling_line
 from mlopsnb.events import Event, reporting_to
-from mlopsnb.notebook.render import event_line, heading, to_html, to_text
-from mlopsnb.notebook.status import Snapshot, advance, finish
+from mlopsnb.notebook.render import cancel_html, event_line, heading, to_html, to_text
+from mlopsnb.notebook.status import Snapshot, advance, finish, tick
+
+_log = logging.getLogger(__name__)
 
 Mode = Literal["widget", "display", "lines", "off"]
 
 INTERVAL = 0.1
 """Seconds between two updates of a card; browsers, not kernels, are the limit."""
 
+TICK = 1.0
+"""Seconds after which a card is painted again though nothing happened, so that the time of its steps goes on."""
 
 COUNT_INTERVAL = 1.0
-"""Seconds between two printed lines that only count bytes."""
+"""Seconds between two printed lines that only count bytes or repeat what a program prints."""
 
 
 class View(Protocol):
@@ -73,8 +79,8 @@ def following(title: str, *, mode: Mode, notes: tuple[str, ...] = ()) -> Iterato
         except KeyboardInterrupt:
             run.end("cancelled")
             raise
-        except BaseException:
-            run.end("failed")
+        except BaseException as exc:
+            run.end("failed", exc)
             raise
         run.end("succeeded")
 
@@ -92,65 +98,87 @@ class _Run:
             self._now = advance(self._now, event, time.monotonic())
             self._view.show(self._now, event)
 
-    def end(self, outcome: Literal["succeeded", "failed", "cancelled"]) -> None:
+    def end(
+        self, outcome: Literal["succeeded", "failed", "cancelled"], exc: BaseException | None = None
+    ) -> None:
+        verdict, hint = ("", "") if exc is None else _reason(exc)
         with self._lock:
-            self._now = finish(self._now, outcome, time.monotonic())
-            if self._now.steps:
+            self._now = finish(self._now, outcome, time.monotonic(), verdict=verdict, hint=hint)
+            if self._now.steps or self._now.lines:
                 self._view.close(self._now)
 
 
+def _reason(exc: BaseException) -> tuple[str, str]:
+    """Return what happened and what to do about it, as far as *exc* says."""
+    if not isinstance(exc, MlopsnbError):
+        return telling_line(exc), ""
+    notes = getattr(exc, "__notes__", ())
+    return "\n".join([exc.message, *notes]), exc.hint
+
+
 class Throttle:
-    """Calls *paint* at most once in `INTERVAL`; the last request is never lost, a timer makes up for it."""
+    """Calls *paint* at most once in `INTERVAL`; the last request is never lost, and time that passes is shown too.
+
+    One thread does it for the whole run. It never paints for longer than the run: `stop` is always called.
+    """
 
     def __init__(self, paint: Callable[[], None]) -> None:
         self._paint = paint
         self._lock = threading.RLock()
         self._free_at = 0.0
-        self._timer: threading.Timer | None = None
+        self._wanted = False
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
 
     def request(self) -> None:
         """Paint now, or as soon as the interval is over."""
+        if self._wanted:
+            return
         with self._lock:
-            if self._timer is not None:
+            if self._stopped.is_set():
                 return
-            wait = self._free_at - time.monotonic()
-            if wait <= 0:
+            if time.monotonic() >= self._free_at:
                 self._run()
-                return
-            # The context carries the cell that the output belongs to.
-            self._timer = threading.Timer(wait, contextvars.copy_context().run, [self._late])
-            self._timer.daemon = True
-            self._timer.start()
+            else:
+                self._wanted = True
+            if self._thread is None:
+                # The context carries the cell that the output belongs to.
+                run = contextvars.copy_context().run
+                self._thread = threading.Thread(
+                    target=run, args=[self._keep_up], name="mlopsnb-status", daemon=True
+                )
+                self._thread.start()
 
     def stop(self) -> None:
         """Drop what is still to be painted; nothing is painted after this."""
-        with self._lock:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = None
-            self._paint = _nothing
+        self._stopped.set()
+        with self._lock:  # whatever is being painted now is done
+            self._wanted = False
 
-    def _late(self) -> None:
-        with self._lock:
-            self._timer = None
-            self._run()
+    def _keep_up(self) -> None:
+        while not self._stopped.wait(INTERVAL):
+            with self._lock:
+                late = time.monotonic() - self._free_at
+                if not self._stopped.is_set() and (late >= TICK or (self._wanted and late >= 0)):
+                    self._run()
 
     def _run(self) -> None:
-        self._paint()
+        self._wanted = False
         self._free_at = time.monotonic() + INTERVAL
-
-
-def _nothing() -> None:
-    """What a stopped throttle paints."""
+        self._paint()
 
 
 class DisplayView:
-    """An output that is updated in place through its display id."""
+    """An output that is updated in place through its display id.
+
+    What goes wrong while showing never reaches the run: then nothing more is shown but, at the end, the plain text.
+    """
 
     def __init__(self) -> None:
         self._id = uuid.uuid4().hex
-        self._throttle = Throttle(self._paint)
+        self._throttle = Throttle(self._try_to_paint)
         self._open = False
+        self._broken = False
         self._now: Snapshot | None = None
 
     def show(self, now: Snapshot, event: Event) -> None:
@@ -161,12 +189,27 @@ class DisplayView:
     def close(self, now: Snapshot) -> None:
         """Put the last snapshot in, without waiting."""
         self._throttle.stop()
-        self._now = now
-        self._paint()
+        try:
+            if not self._broken:
+                self._publish(self._bundle(now))
+                return
+        except Exception:  # noqa: BLE001  the text is left
+            _log.debug("the card cannot be shown", exc_info=True)
+        with suppress(OSError, ValueError):  # a closed stdout
+            sys.stdout.write(to_text(now) + "\n")
 
-    def _paint(self) -> None:
+    def _try_to_paint(self) -> None:
         assert self._now is not None
-        self._publish(self._bundle(self._now))
+        if self._broken:
+            return
+        try:
+            self._paint(tick(self._now, time.monotonic()))
+        except Exception:  # noqa: BLE001  a front end that fails must not end a deployment
+            _log.debug("the card cannot be shown", exc_info=True)
+            self._broken = True
+
+    def _paint(self, now: Snapshot) -> None:
+        self._publish(self._bundle(now))
 
     def _publish(self, bundle: dict[str, Any]) -> None:
         from IPython.display import display, update_display
@@ -183,31 +226,48 @@ class DisplayView:
 
 
 class WidgetView(DisplayView):
-    """A widget while the run goes on; at the end the same output becomes plain HTML and the widget is closed.
+    """A widget while the run goes on; at the end the same output becomes plain HTML and the widgets are closed.
 
-    A closed widget would show "model not found" in a notebook that is opened again, so none is left behind.
+    A closed widget would show "model not found" in a notebook that is opened again, so none is left behind. The button is
+    a widget of its own: one that is drawn again while the mouse is down would not be clicked.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._widget: Any = None
+        self._widgets: tuple[Any, ...] = ()
+        self._cancellable = True
+        self._plain = False
 
     def close(self, now: Snapshot) -> None:
         """Replace the widget by its last state."""
-        self._throttle.stop()
-        self._publish(self._bundle(now))
-        if self._widget is not None:
-            self._widget.close()
+        super().close(now)
+        with suppress(Exception):
+            for widget in self._widgets:
+                widget.close()
 
-    def _paint(self) -> None:
-        assert self._now is not None
-        if self._widget is None:
-            from ipywidgets import HTML
+    def _paint(self, now: Snapshot) -> None:
+        if self._plain or not self._widgets:
+            self._open_as_widget(now)
+            return
+        card, button, _ = self._widgets
+        card.value = to_html(now)
+        if self._cancellable and not now.cancellable:
+            self._cancellable = False
+            button.value = ""
 
-            self._widget = HTML(to_html(self._now))
-            self._publish({**self._widget._repr_mimebundle_(), **self._bundle(self._now)})
-        else:
-            self._widget.value = to_html(self._now)
+    def _open_as_widget(self, now: Snapshot) -> None:
+        live: dict[str, Any] = {}
+        if not self._plain:
+            try:
+                from ipywidgets import HTML, VBox
+
+                card, button = HTML(to_html(now)), HTML(cancel_html())
+                self._widgets = (card, button, VBox([card, button]))
+                live = self._widgets[-1]._repr_mimebundle_()
+            except Exception:  # noqa: BLE001  whatever is wrong with widgets here, display updates are left
+                _log.debug("widgets do not work here", exc_info=True)
+                self._plain = True
+        self._publish({**live, **self._bundle(now)})
 
 
 class LinesView:
@@ -225,20 +285,25 @@ class LinesView:
         if not self._titled:
             self._titled = True
             self._waiting += [now.title, *(f"  {note}" for note in now.notes)]
-        if event.done is not None:
+        if event.done is not None or event.line:
             if time.monotonic() - self._counted_at < COUNT_INTERVAL:
                 return
             self._counted_at = time.monotonic()
-        step = next(s for s in reversed(now.steps) if s.step == event.step)
-        took = step.ended - step.started if step.ended is not None else None
-        line = f"  {event_line(event, took)}"
+        line = f"    {now.lines[-1]}" if event.line and now.lines else self._told(now, event)
         if line != self._last:
             self._last = line
             self._waiting.append(line)
         self._flush()
 
+    @staticmethod
+    def _told(now: Snapshot, event: Event) -> str:
+        step = next((s for s in reversed(now.steps) if s.step == event.step), None)
+        took = step.ended - step.started if step is not None and step.ended is not None else None
+        return f"  {event_line(event, took)}"
+
     def close(self, now: Snapshot) -> None:
         """Print what is left, and how it ended."""
+        self._waiting += [f"    {line}" for line in now.lines]
         self._waiting.append(heading(now))
         self._flush()
 

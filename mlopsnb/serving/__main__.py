@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import socket
 
     from mlopsnb.serving.app import App
+    from mlopsnb.serving.counters import Counters
     from mlopsnb.serving.engine import Engine
     from mlopsnb.serving.payloads import PayloadLog
     from mlopsnb.serving.requestlog import Sink
@@ -199,6 +200,7 @@ def _serve(args: argparse.Namespace, report: ReadyPipe, sockets: Sockets, seat: 
     engine = _engine(args, path, name, seat)
     spare = _fallback(args, engine)
     cache_bytes = args.cache_bytes
+    workers, first = 1, seat is None or not seat.board.note
     if seat:
         workers = seat.settle(engine.plan, _options(args), args.workers)
         cache_bytes = cache_bytes and cache_bytes // workers
@@ -215,6 +217,7 @@ def _serve(args: argparse.Namespace, report: ReadyPipe, sockets: Sockets, seat: 
         stage=stage,
         tracing=traces,
         payloads=_payloads(args, log, engine, name),
+        counters=_counters(args, engine, workers, seat, first=first),
         workers=(lambda: seat.serving) if seat else (lambda: 1),
         tokens=guarded.tokens,
     )
@@ -309,6 +312,22 @@ def _payloads(args: argparse.Namespace, log: Sink, engine: Engine, name: str) ->
         max_bytes=args.log_payload_bytes,
         about={"model": name, "version": args.version},
     )
+
+
+def _counters(
+    args: argparse.Namespace, engine: Engine, workers: int, seat: Seat | None, *, first: bool
+) -> Counters | str:
+    from mlopsnb.serving import reference
+
+    place = reference.Place(
+        directory=args.profile_dir and args.profile_dir.absolute(),
+        seconds=args.profile_window,
+        parts=workers,
+        part=seat.worker if seat else 0,
+        first=first,
+        shared=seat.board.spare if seat else None,
+    )
+    return reference.counters(engine.package, place)
 
 
 def _grpc(args: argparse.Namespace, app: App, guarded: Guards, seat: Seat | None) -> GrpcServer | None:

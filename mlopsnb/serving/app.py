@@ -20,18 +20,21 @@ import msgspec
 
 from mlopsnb.errors import MlopsnbError
 from mlopsnb.serving import pages, protocols, tracecontext
+from mlopsnb.serving.counters import nothing
 from mlopsnb.serving.errors import BadRequest, DeadlineExceeded, Kind, NotCached, Overloaded, stack
 from mlopsnb.serving.requestlog import RequestLog, Sink
 from mlopsnb.serving.routes import Headers, Reply, Route, ServedModel, json_reply, plain_error
 
 if TYPE_CHECKING:
     from mlopsnb.serving.batcher import Outputs
+    from mlopsnb.serving.counters import Counters
     from mlopsnb.serving.engine import Engine
     from mlopsnb.serving.model import Package
     from mlopsnb.serving.payloads import PayloadLog
     from mlopsnb.serving.stages import Stage
     from mlopsnb.serving.tokens import Tokens
     from mlopsnb.serving.tracing import RequestSpan, Tracing
+    from mlopsnb.tensors import Array
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -102,6 +105,7 @@ class App:
     """The ASGI application for one engine.
 
     With its next `away` answers it sends clients away, politely. *workers* tells how many processes like this serve.
+    *counters* counts rows for whoever watches drift, or says why nobody does.
     """
 
     def __init__(
@@ -116,6 +120,7 @@ class App:
         stage: Stage | None = None,
         tracing: Tracing | None = None,
         payloads: PayloadLog | None = None,
+        counters: Counters | str = "nothing is counted",
         workers: Callable[[], int] = lambda: 1,
         tokens: Tokens | None = None,
     ) -> None:
@@ -124,6 +129,8 @@ class App:
         self.tokens = tokens
         self.log = RequestLog(log, model=name, version=version)
         self.payloads = payloads
+        self.counters = None if isinstance(counters, str) else counters
+        self._uncounted = counters if isinstance(counters, str) else ""
         self._tracing = tracing
         self.max_body_bytes = max_body_bytes
         self.engine = engine
@@ -141,6 +148,8 @@ class App:
             parameters=lambda: {**self._stage.parameters, "workers": workers()},
         )
         engine.metrics.also.append(self._stage.families)
+        if self.counters is not None:
+            engine.metrics.summed.append(self.counters.families)
         self._routes = self._operations() | protocols.routes(self.served)
         self._routes |= self._pages(engine.package)
 
@@ -164,16 +173,31 @@ class App:
             text, content_type = self._metrics.expose(headers.get(b"accept", b"").decode("latin-1"))
             return Reply(200, text, content_type.encode())
 
+        def profile(ready: bool) -> Reply:
+            model = {"model": self._name, "version": self._version}
+            counted = self.counters.document() if self.counters else nothing(self._uncounted)
+            return json_reply({**model, **counted})
+
         return {
             "/healthz": Route(show=live, public=True),
             "/ready": Route(show=ready, public=True),
             "/metrics": Route(negotiate=expose),
+            "/profile": Route(show=profile),
         }
 
     def drain(self) -> None:
         """Be ready for nobody new, and send away everybody who is answered."""
         self.draining = True
+        self.part()
+
+    def part(self) -> None:
+        """Send away everybody who is answered, politely: another server has our place."""
         self.away = math.inf
+
+    def stay(self) -> None:
+        """Keep connections again."""
+        if not self.draining:
+            self.away = 0.0
 
     @property
     def ready(self) -> bool:
@@ -341,8 +365,7 @@ class App:
             except Exception as exc:  # noqa: BLE001  the last line before the wire; the log has the stack
                 reply = self._failed(call, route, exc)
             answer(reply)
-            if self.payloads is not None:
-                self.payloads.write(call, reply.status, request.inputs, outcome)
+            self.told(call, reply.status, request.inputs, outcome)
 
         try:
             loop = asyncio.get_running_loop()
@@ -370,12 +393,23 @@ class App:
         self._metrics.finished(status, call.seconds)
         self._write_log(call, status)
 
+    def told(
+        self, call: Call, status: int, inputs: Mapping[str, Array], outcome: Mapping[str, Array] | Exception
+    ) -> None:
+        """Note what a prediction brought and what came of it, after its answer."""
+        if self.counters is not None and call.rows and not isinstance(outcome, Exception):
+            self.counters.note(call.rows, inputs, outcome)
+        if self.payloads is not None:
+            self.payloads.write(call, status, inputs, outcome)
+
     def answered(self, call: Call, status: int) -> None:
         """Log what is no prediction and no HTTP."""
         self._write_log(call, status)
 
-    def flush_logs(self) -> None:
-        """Write what has gathered for the logs."""
+    def flush(self) -> None:
+        """Write what has gathered for the logs, and count what waits to be."""
+        if self.counters is not None:
+            self.counters.count()
         self.log.flush()
         if self.payloads is not None:
             self.payloads.flush()

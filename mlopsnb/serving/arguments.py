@@ -57,6 +57,9 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_logs(parser.add_argument_group("what is told of requests"))
     add_options(parser, count=_count, seconds=_positive)
+    _add_profile(
+        parser.add_argument_group("what is counted of requests, if the package has a reference profile")
+    )
     _add_tuning(parser.add_argument_group("how the model is run (default: found out by a self-test at load)"))
     return parser
 
@@ -101,6 +104,23 @@ def _add_logs(group: argparse._ArgumentGroup) -> None:
         "--otel",
         action="store_true",
         help="trace with OpenTelemetry; as well if OTEL_TRACES_EXPORTER or OTEL_EXPORTER_OTLP_ENDPOINT is set",
+    )
+
+
+def _add_profile(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--profile-dir",
+        type=Path,
+        metavar="PATH",
+        help="keep the counters in a file here, so that they outlive the server (default: in memory)",
+    )
+    add(
+        "--profile-window",
+        type=_count,
+        default=300,
+        metavar="SECONDS",
+        help="length of a window of time; a day of them is kept (default: %(default)s)",
     )
 
 

@@ -15,6 +15,8 @@ from typing import Any, cast
 _CELLS = 2048
 _NOTE_BYTES = 4096
 _BYTES_A_CELL = 8
+SPARE_BYTES = 48 << 20
+"""Memory for what has a size that the supervisor cannot know. The system gives it page by page, as it is used."""
 
 Numbers = MutableSequence[float]
 """A list of counters, or as many doubles in shared memory."""
@@ -42,12 +44,13 @@ class Alone:
 
 
 class Board:
-    """Rows for *workers* workers, and a note that the first worker leaves for the others."""
+    """Rows for *workers* workers, a note that the first worker leaves for the others, and `spare` memory, all zeros."""
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
         self._memory = mmap.mmap(-1, _NOTE_BYTES + workers * _CELLS * _BYTES_A_CELL)
         self._cells = memoryview(self._memory)[_NOTE_BYTES:].cast("d")
+        self.spare = mmap.mmap(-1, SPARE_BYTES, mmap.MAP_SHARED | getattr(mmap, "MAP_NORESERVE", 0))
 
     def part(self, worker: int, start: int, stop: int) -> Part:
         """Return the counters from *start* to *stop* as *worker*, counted from 0, has them."""

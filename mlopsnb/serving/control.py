@@ -4,7 +4,8 @@ A control socket takes one command a connection, one byte, and answers `ok` or `
 
 * `G` give: the answer carries the public socket's descriptor (`no` if there is none)
 * `T` take: comes with a descriptor; from now on connections are accepted on it, and gRPC's port is open too
-* `R` release: no more connections are accepted, and gRPC's port is closed; those that are open live on
+* `R` release: no more connections are accepted, and gRPC's port is closed; those that are open are answered, and a
+  server of one process closes them with the next answer
 
 Who waits until a connection can be read, by an event loop or a selector, is in `handover` and `dispatch`.
 """

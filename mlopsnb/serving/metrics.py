@@ -81,7 +81,8 @@ class Metrics:
     """The counters of one server; each series has the labels `model_name` and `model_version`.
 
     `queue_rows` tells what waits, `format` is the model's; whoever loads the model sets both. `also` are those who
-    count for themselves: each is given these labels and returns its families. *counters* is where we keep ours,
+    count for themselves: each is given these labels and returns its families; those of `summed` are of all workers
+    already. *counters* is where we keep ours,
     *processes* tells what the system knows of the processes that serve.
     """
 
@@ -107,6 +108,7 @@ class Metrics:
         self._others = _Others(counters.take(_OTHERS))
         self.queue_rows: Callable[[], int] = lambda: 0
         self.also: list[Callable[[Mapping[str, str]], Iterable[Metric]]] = []
+        self.summed: list[Callable[[Mapping[str, str]], Iterable[Metric]]] = []
         self.format = ""
         self._processes = processes
         self._registry: Any = None
@@ -180,6 +182,8 @@ class Metrics:
         ):
             yield histogram.family(name, told, self._labels)
         yield from self._others.summed(self._told_by_others())
+        for families in self.summed:
+            yield from families(self._labels)
 
     def expose(self, accept: str = "") -> tuple[bytes, str]:
         """Return all of it and its content type: Prometheus' text format, or OpenMetrics if *accept* asks for it."""

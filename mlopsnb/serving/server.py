@@ -97,7 +97,13 @@ class Server(uvicorn.Server):
 
     async def _accept(self, sock: socket.socket) -> Accepting:
         await self._open_grpc()
-        return _Together(await self._accept_http(sock), self._close_grpc)
+        self._app.stay()
+        return _Together(await self._accept_http(sock), self._leave)
+
+    def _leave(self) -> None:
+        """The public socket is another's now: who has a connection to us is sent there with the next answer."""
+        self._close_grpc()
+        self._app.part()
 
     async def _accept_http(self, sock: socket.socket) -> Accepting:
         if self._tls is not None:
@@ -137,7 +143,9 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     def _refresh(self) -> None:
-        """Follow the files of tokens and TLS."""
+        """Count what waits to be, and follow the files of tokens and TLS."""
+        if self._app.counters is not None:
+            self._app.counters.count()
         if self._app.tokens is not None and self._app.tokens.refresh():
             fastlane.forget_heads(self._protocol)
         if self._tls is not None:
@@ -196,7 +204,7 @@ class Server(uvicorn.Server):
         while self.server_state.connections or self.server_state.tasks:
             self._close_idle(abort=loop.time() > deadline + _FLUSH_SECONDS)
             await asyncio.sleep(_TICK)
-        self._app.flush_logs()
+        self._app.flush()
 
     def _is_awaited(self) -> bool:
         """Say whether there is a client that had no last answer yet."""

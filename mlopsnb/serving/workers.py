@@ -102,12 +102,12 @@ class Connections(set[object]):
 
 
 class Seat:
-    """The place of one worker, numbered from 0: its row of the board and its end of the channel."""
+    """The place of one `worker`, numbered from 0: its row of the board and its end of the channel."""
 
     def __init__(self, board: Board, worker: int, channel: socket.socket) -> None:
         self.board = board
         self.channel = channel
-        self._worker = worker
+        self.worker = worker
         self.cells = header(board, worker)
         clear(self.cells)
         self.cells[PID], self.cells[STATE] = os.getpid(), LOADING
@@ -116,7 +116,7 @@ class Seat:
     @property
     def counters(self) -> Row:
         """Where this worker counts."""
-        return Row(self.board, self._worker, start=_HEADER_CELLS)
+        return Row(self.board, self.worker, start=_HEADER_CELLS)
 
     @property
     def plan(self) -> Plan | None:

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
     from mlopsnb.protocols import Delivery
     from mlopsnb.records import Revision, RevisionState
-    from mlopsnb.targets.docker_spec import Runtime
 
 KEEP_REVISIONS = 10
 """How many revisions stay for rollback and logs."""
@@ -168,9 +167,7 @@ class Docker:
         grpc = revision.grpc_port
         if grpc is not None:
             grpc = gateways.open("grpc", grpc or here.grpc_port, runtime)
-        new = replace(
-            revision, image=_pinned(revision.image, runtime), grpc_port=grpc, state="starting", fallback=None
-        )
+        new = replace(revision, grpc_port=grpc, state="starting", fallback=None)
         numbers = range(1, new.workload.replicas + 1)
         try:
             launch(self._daemon(), self._home(name), new, runtime, numbers, timeout=timeout)
@@ -326,11 +323,6 @@ class _Seen:
         if first is None or not self.has_addresses:
             return revision
         return replace(revision, address=f"http://{first.address}:{HTTP_PORT}")
-
-
-def _pinned(reference: str, runtime: Runtime) -> str:
-    """Return *reference* with what it means now: a tag may move, and a rollback needs the same image."""
-    return reference if "sha256:" in reference else f"{reference}@{runtime.id}"
 
 
 def _grpc_port(state: State) -> int | None:

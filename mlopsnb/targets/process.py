@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlopsnb import interrupts
 from mlopsnb.errors import DeployError, NotReady
-from mlopsnb.events import report_progress
+from mlopsnb.events import report_line, report_progress
 from mlopsnb.rollout import Action, Check, Forget, Gate, Scale, Shift, Start, Stop, version
 from mlopsnb.settings import settings
 from mlopsnb.targets import process_control
@@ -31,7 +31,7 @@ from mlopsnb.targets.asking import get
 from mlopsnb.targets.process_state import KEEP_REVISIONS, ReleaseFiles, RevisionFiles
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from mlopsnb.protocols import Delivery
@@ -52,6 +52,10 @@ class Process:
     def delivery(self) -> Delivery:
         """Say that it runs packages."""
         return "package"
+
+    def takes(self) -> Collection[str]:
+        """Say that it gives nothing of these: a process may use what the machine has."""
+        return ()
 
     def splits(self) -> bool:
         """Say that one revision at a time has the socket, and all traffic with it."""
@@ -148,6 +152,7 @@ class Process:
             _copy(revision.package, mine.package)
             if revision.fallback is not None:
                 _copy(revision.fallback, mine.fallback)
+            _go_on_counting(files, release, started)
             _Launch(name, started, mine).wait(timeout)
             self._update(name, replace(started, state="running"))
         except BaseException:
@@ -280,6 +285,7 @@ class _Launch:
             ),  # -P: not from the notebook's folder
             *("--name", self.name, "--version", version(self.revision)),
             *("--uds", str(self.files.http), "--control", str(self.files.control)),
+            *("--profile-dir", str(self.files.profile)),
             *("--log-file", str(self.files.log)),  # the same as descriptors 1 and 2, which it keeps bounded
             *("--workers", str(self.revision.workers)),
             *(("--grpc-port", str(self.revision.grpc_port)) if self.revision.grpc_port else ()),
@@ -291,7 +297,7 @@ class _Launch:
     def wait(self, timeout: float) -> None:
         """Return when the server says that it is ready; raise `NotReady` when it ends, fails or takes too long."""
         started = time.monotonic()
-        said = b""
+        said, logged = b"", [""]
         try:
             while not said.endswith(b"\n"):
                 waited = time.monotonic() - started
@@ -303,7 +309,10 @@ class _Launch:
                     if not chunk:
                         raise self._not_ready("ended while starting")
                     said += chunk
-                report_progress("start", f"revision {self.revision.id}, process {self.pid}, {waited:.1f} s")
+                report_progress("start", f"revision {self.revision.id}, process {self.pid}")
+                if (last := self.files.last_lines(1)) and last != logged:
+                    logged = last
+                    report_line("start", last[0])
         finally:
             os.close(self.pipe)
         answer: dict[str, Any] = json.loads(said)
@@ -334,6 +343,19 @@ def _copy(package: Path, place: Path) -> None:
             f"the model package cannot be copied to {place}: {exc.strerror or exc}",
             hint="free some space there, or set MLOPSNB_STATE_DIR to another disk",
         ) from exc
+
+
+def _go_on_counting(files: ReleaseFiles, release: Release, revision: Revision) -> None:
+    """Let *revision* go on from what the last one that served the very same package has counted of live rows so far.
+
+    What that one counts until it hands over is not in it: seconds of traffic, which drift can do without.
+    """
+    same = [r for r in release.revisions if r.digest == revision.digest and r.id != revision.id]
+    for earlier in reversed(same):
+        if (counted := files.revision(earlier.id).profile).is_dir():
+            with contextlib.suppress(OSError):  # it begins anew
+                shutil.copytree(counted, files.revision(revision.id).profile)
+            return
 
 
 def _above(fd: int) -> int:

@@ -50,6 +50,11 @@ class RevisionFiles:
         return self.root / "fallback"
 
     @property
+    def profile(self) -> Path:
+        """Where its server keeps what it counts of live rows, if the package has a reference profile."""
+        return self.root / "profile"
+
+    @property
     def log(self) -> Path:
         """What its server wrote to its standard output and error; a full file becomes `server.log.1`."""
         return self.root / "server.log"

@@ -99,7 +99,7 @@ def test_loading_is_fast(client):
 
 
 def test_complete_request(client):
-    code = "d = %deploy --fo"
+    code = "d = %deploy --form"
     client.complete(code, len(code))
     content = client.get_shell_msg(timeout=20)["content"]
     assert content["matches"] == ["--format"]

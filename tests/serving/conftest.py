@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from authority import Authority
 
-from mlopsnb import manifest
+from mlopsnb import manifest, profiles
 from mlopsnb.records import Signature, TensorSpec
 from mlopsnb.serving.engine import Engine
 from mlopsnb.serving.metrics import Metrics
@@ -116,6 +116,19 @@ def make_package(tmp_path):
         return package
 
     return make
+
+
+@pytest.fixture
+def add_reference():
+    """Put a reference profile into a package."""
+
+    def add(package, profile):
+        (package / profiles.FILE).write_text(profiles.to_json(profile))
+        described = manifest.read(package)
+        manifest.write(package, replace(described, files=manifest.file_digests(package)))
+        return package
+
+    return add
 
 
 @pytest.fixture

@@ -64,7 +64,7 @@ def serve(app, clients):
             return await asyncio.to_thread(clients, server.address)
         finally:
             await server.stop()
-            app.flush_logs()
+            app.flush()
 
     return asyncio.run(run())
 

@@ -68,7 +68,7 @@ def test_help_and_overview_and_completion_of_options_load_nothing_heavy(tmp_path
         "str(shell.run_line_magic('mlopsnb', ''))\n"
         "[m for m in shell.Completer.custom_matchers][0]\n"
         "from mlopsnb.notebook.completion import offer\n"
-        "assert offer('%deploy --fo', {}, list).values == ('--format',)\n"
+        "assert offer('%deploy --form', {}, list).values == ('--format',)\n"
         "assert offer('%deploy x --format t', {}, list).values\n"
     )
     assert loaded_by(code, tmp_path) & {*HEAVY, "numpy"} == set()

@@ -68,7 +68,7 @@ def test_offers(text, values):
         "deploy --f",
         "%deploy",
         "%other --f",
-        "print('%deploy --fo",
+        "print('%deploy --form",
         "%deploy model --port ",
         "%deploy zzz",
         "%logs fraud x",
@@ -128,7 +128,7 @@ def test_names_on_this_machine(monkeypatch, tmp_path):
 
 def test_the_matcher_is_guarded():
     class Context:
-        text_until_cursor = "%deploy --fo"
+        text_until_cursor = "%deploy --form"
 
     class Broken:
         user_ns = None
@@ -137,4 +137,4 @@ def test_the_matcher_is_guarded():
     assert make_matcher(Broken(), names)(Context())["completions"][0].text == "--format"
     Context.text_until_cursor = "%deploy m"
     assert make_matcher(Broken(), names)(Context()) == {"completions": []}
-    assert offer("%deploy --fo", NAMES, list) == Offer("--fo", ("--format",), "option")
+    assert offer("%deploy --form", NAMES, list) == Offer("--form", ("--format",), "option")

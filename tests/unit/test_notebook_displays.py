@@ -20,6 +20,7 @@ from mlopsnb.notebook.displays import (
     LogText,
     Overview,
     Plan,
+    action_text,
     artifact_html,
     artifact_text,
     deployment_html,
@@ -41,6 +42,7 @@ from mlopsnb.notebook.image_displays import (
 from mlopsnb.records import (
     Artifact,
     ModelVersion,
+    Origin,
     ParityCheck,
     ParityReport,
     Release,
@@ -48,7 +50,7 @@ from mlopsnb.records import (
     Signature,
     TensorSpec,
 )
-from mlopsnb.rollout import Check, Forget, Shift, Start, Stop
+from mlopsnb.rollout import Check, Forget, Gate, Scale, Shift, Start, Stop
 
 EVIL = "<script>alert('x')</script>"
 
@@ -173,6 +175,7 @@ REVISIONS = (
         digest="sha256:aaaaaaaaaaaaaaaa",
         created="2026-01-01T00:00:00+00:00",
         state="stopped",
+        origin=Origin(user="ada", machine="hub", notebook="/home/ada/fraud.ipynb", commit="1a2b3c4d5e"),
     ),
     Revision(
         id=2,
@@ -227,9 +230,12 @@ def test_listing(deployment):
 
 def test_history_has_the_newest_first():
     assert str(History(REVISIONS)) == (
-        "revision  state      model            created                    digest        note\n"
-        "2         ✓ running  models:/fraud/3                             bbbbbbbbbbbb\n"
-        "1         ○ stopped  models:/fraud/2  2026-01-01T00:00:00+00:00  aaaaaaaaaaaa"
+        "revision  state      model            created                    by       from                    "
+        "digest        note\n"
+        "2         ✓ running  models:/fraud/3                                                              "
+        "bbbbbbbbbbbb\n"
+        "1         ○ stopped  models:/fraud/2  2026-01-01T00:00:00+00:00  ada@hub  fraud.ipynb at 1a2b3c4  "
+        "aaaaaaaaaaaa"
     )
 
 
@@ -252,6 +258,21 @@ def test_plan():
         "5  forget  stop all revisions and remove the name with its history"
     )
     assert "traffic: 100 % to revision 2" in read(plan._repr_html_())
+    assert [
+        action_text(a) for a in (Gate(2, "qps>1", 30), Gate(2, "", 5), Scale(2, 3), Shift({2: 10, 1: 90}))
+    ] == [
+        "revision 2 must keep qps>1 for 30 s",
+        "revision 2 must keep its traffic for 5 s",
+        "revision 2 in 3 replicas",
+        "traffic: 90 % to revision 1, 10 % to revision 2",
+    ]
+
+
+def test_a_deployment_with_a_canary_says_who_gets_what():
+    both = tuple(replace(r, state="running") for r in REVISIONS)
+    release = Release(name="fraud", target="docker", revisions=both, weights={1: 90, 2: 10}, url="http://h:1")
+    text = deployment_text(Deployment("fraud", Fixed(release), "docker"))
+    assert "traffic       revision 1 (stable): 90 %, revision 2 (canary): 10 %\n" in text
 
 
 def test_log_shows_the_last_lines_and_keeps_all():

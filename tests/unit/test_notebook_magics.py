@@ -201,9 +201,9 @@ def test_no_rows_that_fit(run, magic):
 
 
 def test_errors_are_few_lines_without_a_stack(run):
-    _, said = run("%deploy model --tragte process", model=1)
+    _, said = run("%deploy model --targte process", model=1)
     assert said.stdout.splitlines() == [
-        "UsageError: %deploy has no option --tragte",
+        "UsageError: %deploy has no option --targte",
         "  hint: did you mean '--target'?",
     ]
 
@@ -292,7 +292,15 @@ def test_records_are_shown(ip):
 
     history = History(revisions)
     text, html = (ip.display_formatter.format(history)[0][kind] for kind in ("text/plain", "text/html"))
-    assert text.splitlines()[0].split() == ["revision", "state", "model", "created", "digest", "note"]
+    assert text.splitlines()[0].split() == [
+        "revision",
+        "state",
+        "model",
+        "created",
+        *("by", "from"),
+        "digest",
+        "note",
+    ]
     assert "models:/fraud/2" in html
     data, _ = ip.display_formatter.format(Deployments())
     assert data["text/plain"] == "nothing is deployed"
@@ -313,7 +321,7 @@ def complete(ip, line):
 
 def test_completion_of_options_values_and_variables(ip):
     ip.user_ns.update(net=1, note={"a": 1}, np=np)
-    assert complete(ip, "d = %deploy --fo") == ["d = %deploy --format"]
+    assert complete(ip, "d = %deploy --form") == ["d = %deploy --format"]
     assert complete(ip, "%deploy net --format t") == [
         "%deploy net --format torch_export",
         "%deploy net --format torchscript",

@@ -77,8 +77,8 @@ def test_the_innermost_name_wins():
     [
         (
             DEPLOY,
-            "model --tragte process",
-            "%deploy has no option --tragte\n  hint: did you mean '--target'?",
+            "model --targte process",
+            "%deploy has no option --targte\n  hint: did you mean '--target'?",
         ),
         (DEPLOY, "model --nam x", "%deploy has no option --nam\n  hint: did you mean '--name'?"),
         (DEPLOY, "model -z", "%deploy has no option -z\n  hint: %deploy? shows all"),

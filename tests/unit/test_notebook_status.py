@@ -11,8 +11,8 @@ from mlopsnb import events
 from mlopsnb.errors import DeployError
 from mlopsnb.events import Event, report, report_progress, step
 from mlopsnb.notebook import views
-from mlopsnb.notebook.render import event_line, seconds, to_html, to_text
-from mlopsnb.notebook.status import Snapshot, StepView, advance, finish
+from mlopsnb.notebook.render import cancel_html, event_line, seconds, to_html, to_text
+from mlopsnb.notebook.status import LINES, Snapshot, StepView, advance, finish, masked, tick
 from mlopsnb.notebook.views import Throttle, choose, following
 
 START = Snapshot(title="%deploy net", started=0.0, notes=("example: X_test[:64]",))
@@ -111,6 +111,95 @@ def test_text():
     )
 
 
+def test_a_failure_says_what_happened_what_to_do_and_what_was_printed_last():
+    now = after(
+        *RUN,
+        (4.0, "start", "progress", "loading", 0.25),
+        (5.0, "start", "failed", "no port\n  hint: use 0", None),
+    )
+    now = advance(now, line("start", "OSError: [Errno 98] Address already in use"), 5.0)
+    now = finish(now, "failed", 6.0, verdict="no port", hint="use 0")
+    assert to_text(now) == (
+        "✗ %deploy net: failed after 6.0 s\n"
+        "  example: X_test[:64]\n"
+        "  ✓ export            done            3.2 s  1.2 MB\n"
+        "  ✗ start the server  failed          1.8 s\n"
+        "  what happened: no port\n"
+        "  what to do: use 0\n"
+        "  last lines:\n"
+        "    OSError: [Errno 98] Address already in use"
+    )
+
+
+def line(step, text):
+    return Event(step=step, state="progress", line=text)
+
+
+def test_the_last_lines_are_kept_until_it_has_succeeded():
+    now = after(*RUN)
+    for i in range(20):
+        now = advance(now, line("start", f"line {i}"), 4.0)
+    assert now.lines == tuple(f"line {i}" for i in range(20 - LINES, 20))
+    assert now.steps == after(*RUN).steps
+    assert "line 19" in to_text(now)
+    assert "line 19</pre>" in to_html(now)
+    assert finish(now, "cancelled", 5.0).lines == now.lines
+    assert finish(now, "succeeded", 5.0).lines == ()
+
+
+def test_a_line_begins_no_step_and_is_shown_as_a_terminal_leaves_it():
+    now = advance(START, line("install", "\x1b[31mdownloading\x1b[0m 10%\r 20%\n"), 1.0)
+    assert now.steps == ()
+    assert now.lines == (" 20%",)
+
+
+def test_time_goes_on_while_a_step_runs():
+    assert "running             …" in to_text(tick(after(*RUN), 3.9))
+    assert "running           4 s" in to_text(tick(after(*RUN), 7.9))
+    assert "running    1 min 05 s" in to_text(tick(after(*RUN), 68.4))
+    assert "done            3.2 s" in to_text(tick(after(*RUN), 68.4))
+
+
+def test_only_work_can_be_cancelled_not_the_clearing_up():
+    now = after(*RUN)
+    assert now.cancellable
+    cancelled = advance(now, Event(step="start", state="cancelled", message="interrupted"), 4.0)
+    assert cancelled.cancelling
+    assert not cancelled.cancellable
+    assert to_text(cancelled).startswith("⊘ %deploy net: cancelling\n")
+    assert not advance(now, Event(step="restore", state="started"), 4.0).cancellable
+    assert not finish(now, "succeeded", 4.0).cancellable
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        (
+            "Looking in indexes: https://ann:s3cret@pypi.corp/simple",
+            "Looking in indexes: https://pypi.corp/simple",
+        ),
+        ("Authorization: Bearer eyJhbGciOi.x.y", "Authorization: Bearer •••"),
+        ("AWS_SECRET_ACCESS_KEY=abc", "AWS_SECRET_ACCESS_KEY=•••"),
+        ("DB_PASSWORD=hunter2 started", "DB_PASSWORD=••• started"),
+        ('{"api_key": "k-123", "port": 1}', '{"api_key": "•••", "port": 1}'),
+        ("?token=abc&x=1", "?token=•••&x=1"),
+        ("tokenizer=bert", "tokenizer=bert"),
+        ("the token is missing", "the token is missing"),
+        ("\x1b[1;31mred\x1b[0m\x07 bell", "red bell"),
+        ("two\nlines\tand a tab", "two\nlines\tand a tab"),
+    ],
+)
+def test_secrets_and_control_characters_are_not_shown(said, shown):
+    assert masked(said) == shown
+
+
+@given(st.text(max_size=80))
+def test_masking_ends_and_leaves_no_control_characters(text):
+    shown = masked(text)
+    assert not any(ord(c) < 32 and c not in "\t\n" for c in shown)
+    assert masked(shown) == shown or "•••" in shown
+
+
 def test_html_says_in_words_what_it_shows_and_escapes_everything():
     now = after(*RUN[:2], at=Snapshot(title="%deploy <b>", started=0.0, notes=("example: X['<i>']",)))
     html = to_html(now)
@@ -178,7 +267,7 @@ def test_bytes_are_counted_until_the_step_is_over():
     now = advance(START, told("started"), 0.0)
     now = advance(now, told("progress", done=312_000_000, total=640_000_000, fraction=0.4875), 1.0)
     assert to_text(now).endswith(
-        "▸ pack the layers  running           49%  torch, 312\u00a0of\u00a0640\u00a0MB"
+        "▸ pack the layers  running           1 s  49%, torch, 312\u00a0of\u00a0640\u00a0MB"
     )
     assert "torch, 312\u00a0of\u00a0640\u00a0MB" in to_html(now)
     over = advance(now, told("succeeded"), 2.0)
@@ -252,19 +341,21 @@ class Recorder(views.OffView):
 
 
 @pytest.mark.parametrize(
-    ("error", "outcome", "message"),
+    ("error", "outcome", "verdict"),
     [
-        (DeployError("no port", hint="use 0"), "failed", "no port\n  hint: use 0"),
-        (KeyboardInterrupt(), "cancelled", "interrupted"),
+        (DeployError("no port", hint="use 0"), "failed", ("no port", "use 0")),
+        (ValueError("a\nb <c>"), "failed", ("ValueError: b <c>", "")),
+        (KeyboardInterrupt(), "cancelled", ("", "")),
     ],
 )
-def test_what_is_raised_goes_on_and_is_in_the_card(monkeypatch, error, outcome, message):
+def test_what_is_raised_goes_on_and_is_in_the_card(monkeypatch, error, outcome, verdict):
     monkeypatch.setitem(views._VIEWS, "off", Recorder)
     with pytest.raises(type(error)), following("%deploy net", mode="off"), step("start"):
         raise error
     assert Recorder.closed is not None
     assert Recorder.closed.outcome == outcome
-    assert [(s.state, s.message) for s in Recorder.closed.steps] == [(outcome, message)]
+    assert [s.state for s in Recorder.closed.steps] == [outcome]
+    assert (Recorder.closed.verdict, Recorder.closed.hint) == verdict
 
 
 def test_the_reporter_is_gone_afterwards(capsys):
@@ -274,33 +365,150 @@ def test_the_reporter_is_gone_afterwards(capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_throttle_paints_the_first_at_once_and_the_last_in_the_end(monkeypatch):
-    monkeypatch.setattr(views, "INTERVAL", 0.05)
-    painted = []
-    twice = threading.Event()
-    value = 0
+class Painted:
+    """What was painted, and whoever waits for the next time."""
 
-    def paint():
-        painted.append(value)
-        if len(painted) == 2:
-            twice.set()
+    def __init__(self):
+        self.values = []
+        self.value = 0
+        self._more = threading.Condition()
 
-    throttle = Throttle(paint)
-    for value in range(1, 100):  # noqa: B007  read by paint
+    def __call__(self):
+        with self._more:
+            self.values.append(self.value)
+            self._more.notify_all()
+
+    def wait_for(self, count):
+        with self._more:
+            assert self._more.wait_for(lambda: len(self.values) >= count, 20)
+
+
+@pytest.fixture
+def painted():
+    return Painted()
+
+
+def test_lines_repeat_what_a_program_prints_once_in_a_while_and_its_end_if_it_failed(capsys):
+    def build():
+        with following("%build net", mode="lines"), step("install"):
+            for i in range(100):
+                events.report_line("install", f"line {i}")
+            raise DeployError("full")
+
+    with pytest.raises(DeployError):
+        build()
+    out = capsys.readouterr().out.splitlines()
+    assert [found for found in out if found.startswith("    line")] == [
+        "    line 0",
+        *(f"    line {i}" for i in range(100 - LINES, 100)),
+    ]
+
+
+def test_throttle_paints_the_first_at_once_and_the_last_in_the_end(monkeypatch, painted):
+    monkeypatch.setattr(views, "INTERVAL", 0.3)
+    monkeypatch.setattr(views, "TICK", 600)
+    throttle = Throttle(painted)
+    for painted.value in range(1, 100):
         throttle.request()
-    assert painted == [1]
-    assert twice.wait(5)
-    assert painted == [1, 99]
+    assert painted.values == [1]
+    painted.wait_for(2)
+    assert painted.values == [1, 99]
     throttle.stop()
 
 
-def test_nothing_is_painted_after_stop():
-    painted = []
-    throttle = Throttle(lambda: painted.append(1))
+def test_throttle_paints_while_nothing_happens(monkeypatch, painted):
+    monkeypatch.setattr(views, "INTERVAL", 0.01)
+    monkeypatch.setattr(views, "TICK", 0.02)
+    throttle = Throttle(painted)
     throttle.request()
-    throttle.request()
-    timer = throttle._timer
+    painted.wait_for(3)
     throttle.stop()
-    timer.join(5)
+
+
+def test_nothing_is_painted_after_stop(painted):
+    throttle = Throttle(painted)
     throttle.request()
-    assert painted == [1]
+    throttle.request()
+    throttle.stop()
+    throttle._thread.join(20)
+    assert not throttle._thread.is_alive()
+    throttle.request()
+    assert painted.values == [0]
+
+
+class Front:
+    """IPython's display functions, noted in place of being sent."""
+
+    def __init__(self, monkeypatch, broken=()):
+        self.shown = []
+        for name in ("display", "update_display"):
+            monkeypatch.setattr(f"IPython.display.{name}", self._noting(name, name in broken))
+
+    def _noting(self, name, broken):
+        def show(bundle, *, raw, display_id):
+            if broken:
+                raise RuntimeError("no front end")
+            self.shown.append(
+                (name, sorted(bundle), bundle["text/plain"].partition("\n")[0].partition(" done")[0])
+            )
+
+        return show
+
+
+WIDGET = ["application/vnd.jupyter.widget-view+json", "text/html", "text/plain"]
+
+
+def test_a_widget_while_it_runs_and_html_in_the_end(monkeypatch, capsys):
+    from ipywidgets import HTML
+
+    front, made = Front(monkeypatch), []
+    monkeypatch.setattr("ipywidgets.HTML", lambda value: made.append(HTML(value)) or made[-1])
+    with following("%deploy net", mode="widget"), step("start"):
+        card, button = made
+        assert "running" in card.value
+        assert button.value == cancel_html()
+    assert front.shown == [
+        ("display", WIDGET, "▸ %deploy net: running"),
+        ("update_display", WIDGET[1:], "✓ %deploy net:"),
+    ]
+    assert card.comm is None
+    assert capsys.readouterr().out == ""
+
+
+def test_without_working_widgets_the_display_is_updated(monkeypatch):
+    def broken(value):
+        raise RuntimeError("no comm")
+
+    front = Front(monkeypatch)
+    monkeypatch.setattr("ipywidgets.HTML", broken)
+    with following("%deploy net", mode="widget"), step("start"):
+        pass
+    assert [(name, kinds) for name, kinds, _ in front.shown] == [
+        ("display", WIDGET[1:]),
+        ("update_display", WIDGET[1:]),
+    ]
+
+
+@pytest.mark.parametrize("broken", [("display",), ("update_display",), ("display", "update_display")])
+def test_without_a_working_front_end_the_run_goes_on_and_its_text_is_printed(monkeypatch, capsys, broken):
+    Front(monkeypatch, broken)
+    with following("%deploy net", mode="display"), step("start"):
+        pass
+    assert "✓ %deploy net: done in" in capsys.readouterr().out
+
+
+def test_a_flood_of_lines_is_painted_now_and_then(monkeypatch):
+    front = Front(monkeypatch)
+    monkeypatch.setattr(views, "INTERVAL", 600)
+    with following("%build net", mode="display"), step("install"):
+        for i in range(10_000):
+            events.report_line("install", f"line {i}")
+    assert len(front.shown) == 2
+
+
+def test_the_button_names_a_command_and_is_hidden_where_nobody_knows_it():
+    html = cancel_html()
+    assert 'data-commandlinker-command="notebook:interrupt-kernel"' in html
+    assert ".mlopsnb-cancel{display:none}" in html
+    assert "<script" not in html
+    assert "onclick" not in html

@@ -21,7 +21,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from mlopsnb.errors import BuildError, MissingExtra
-from mlopsnb.events import report_progress, step
+from mlopsnb.events import report_line, report_progress, step
 from mlopsnb.images.cache import SIZE, Store
 from mlopsnb.images.environment import Environment, InstalledFile, pip, sources, stripping, uv
 from mlopsnb.images.environment.kernel import canonical
@@ -109,6 +109,8 @@ def _run(lock: Lock, into: Path) -> None:
     def tell(line: str) -> None:
         if line.strip().startswith("Downloading"):
             report_progress("install", line.strip().lower())
+        else:
+            report_line("install", line)
 
     if (program := uv.find()) is not None:
         uv.install(program, lock, into, sources.for_uv(), tell)

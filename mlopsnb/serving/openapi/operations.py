@@ -162,10 +162,12 @@ def _operations() -> Part:
     text: Part = {"type": "string"}
     forms = {"text/plain": text, "application/openmetrics-text": text}
     metrics = ok("Metrics in Prometheus' text format, or in OpenMetrics if that is asked for.", forms)
+    profile = ok("The counters of each window of the last day.", {_JSON: _ref("Profile")})
     return {
         "/healthz": _get("healthz", OPERATIONS, "Is the process alive?", ok("It is.", {_JSON: _ref("Live")})),
         "/ready": _get("process_ready", OPERATIONS, "Should requests come here?", _ready("They should.")),
         "/metrics": _get("metrics", OPERATIONS, "Count requests, rows and seconds", metrics),
+        "/profile": _get("profile", OPERATIONS, "Count rows on the bins of the reference profile", profile),
     }
 
 
@@ -202,6 +204,26 @@ def _object(properties: Part) -> Part:
     return {"type": "object", "properties": properties, "required": list(properties)}
 
 
+def _profile() -> Part:
+    number: Part = {"type": "number"}
+    packed: Part = {
+        "type": "string",
+        "contentEncoding": "base64",
+        "description": "64-bit numbers, little-endian, zlib.",
+    }
+    window = {"start": number, "end": number, "rows": {"type": "integer"}, "cells": packed, "sums": packed}
+    told = {
+        "protocol": {"const": 1},
+        "model": _TEXT,
+        "version": _TEXT,
+        "profile": {"type": ["string", "null"], "description": "The digest of the reference profile."},
+        "uncounted": {"type": "array", "items": _object({"role": _TEXT, "name": _TEXT, "why": _TEXT})},
+        "notes": {"type": "array", "items": _TEXT},
+        "windows": {"type": "array", "items": _object(window)},
+    }
+    return _object(told)
+
+
 def _about() -> Part:
     """Return the schemas of what is told of the server and the model."""
     truth: Part = {"type": "boolean"}
@@ -220,6 +242,7 @@ def _about() -> Part:
         "Server": _object({"name": _TEXT, "version": _TEXT, "extensions": {"type": "array", "items": _TEXT}}),
         "Live": _object({"live": {"const": True}}),
         "Ready": _object({"name": _TEXT, "ready": truth}),
+        "Profile": _profile(),
         "Model": _object(
             {
                 "name": _TEXT,

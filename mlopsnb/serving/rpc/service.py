@@ -214,8 +214,7 @@ class Service:
         except Exception as exc:  # noqa: BLE001  the last line before the wire; the log has the stack
             status = _refuse(rpc, call, exc)
         self._finish(rpc, call, status)
-        if self._app.payloads is not None:
-            self._app.payloads.write(call, status, wanted.inputs, outcome)
+        self._app.told(call, status, wanted.inputs, outcome)
 
     def _finish(self, rpc: Rpc, call: Call, status: int) -> None:
         rpc.call = rpc.job = None
