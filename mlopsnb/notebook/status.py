@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from mlopsnb.events import Event, State
+    from mlopsnb.events import Event, Replica, State
 
 Outcome = Literal["running", "succeeded", "failed", "cancelled"]
 
@@ -50,6 +50,8 @@ class StepView:
     done: int | None = None
     """Bytes that the step has moved, and of how many; None where it moves none, or their number is not known."""
     total: int | None = None
+    replicas: tuple[Replica, ...] = ()
+    """The copies of a server that the step starts; none are left when they are all ready."""
 
     @property
     def over(self) -> bool:
@@ -113,6 +115,7 @@ def advance(now: Snapshot, event: Event, time: float) -> Snapshot:
             fraction=event.fraction,
             done=event.done,
             total=event.total,
+            replicas=_replicas(event),
         )
         return replace(now, at=time, lines=lines, steps=(*now.steps, new))
     old = now.steps[at - 1]
@@ -125,8 +128,13 @@ def advance(now: Snapshot, event: Event, time: float) -> Snapshot:
         fraction=None if over else event.fraction if event.fraction is not None else old.fraction,
         done=None if over else event.done if event.done is not None else old.done,
         total=None if over else event.total if event.done is not None else old.total,
+        replicas=old.replicas if event.replicas is None and event.state != "succeeded" else _replicas(event),
     )
     return replace(now, at=time, lines=lines, steps=(*now.steps[: at - 1], new, *now.steps[at:]))
+
+
+def _replicas(event: Event) -> tuple[Replica, ...]:
+    return tuple(replace(r, name=masked(r.name), phase=masked(r.phase)) for r in event.replicas or ())
 
 
 def _running(now: Snapshot, event: Event) -> int | None:

@@ -260,9 +260,7 @@ class _Wait:
             line += f"; {verdict.message}"
         if self._seen.lost:
             line += "; the API server does not answer, waiting for it"
-        wanted = self._wanted()
-        share = min(1.0, sum(r.ready for r in rows) / wanted) if wanted else None
-        event = Event(step=self._step, state="progress", message=line, fraction=share, replicas=rows)
+        event = Event(step=self._step, state="progress", message=line, replicas=rows)
         if event != self._told:
             self._told = event
             report(event)
