@@ -21,7 +21,7 @@ from urllib.parse import urlencode
 
 from mlopsnb.errors import DeployError, nearest
 from mlopsnb.extras import need
-from mlopsnb.targets.cluster_errors import ClusterUnreachable, Doing, translated
+from mlopsnb.targets.cluster_errors import ClusterUnreachable, Doing, Rejected, translated
 
 Object = dict[str, Any]
 """An object of the cluster, or a part of one, as JSON has it."""
@@ -60,6 +60,7 @@ _BRIDGED_SECONDS = 60.0
 
 _PAUSES = (0.1, 0.2, 0.5, 1.0)
 _AGAIN = (429, 502, 503, 504)
+_TOO_OLD = 410
 _WATCH_SECONDS = 240
 
 
@@ -213,13 +214,19 @@ class Cluster:
             if left <= 0:
                 raise TimeoutError(", ".join(sorted(there)))
             version = listed["metadata"]["resourceVersion"]
-            with self.watch(api, kind, version=version, labels=labels, fields=fields, seconds=left) as events:
-                for change, item in events:
-                    there.pop(item["metadata"]["name"], None)
-                    if change != "DELETED":
-                        there[item["metadata"]["name"]] = item
-                    if holds(tuple(there.values())):
-                        return
+            try:
+                with self.watch(
+                    api, kind, version=version, labels=labels, fields=fields, seconds=left
+                ) as events:
+                    for change, item in events:
+                        there.pop(item["metadata"]["name"], None)
+                        if change != "DELETED":
+                            there[item["metadata"]["name"]] = item
+                        if holds(tuple(there.values())):
+                            return
+            except Rejected as exc:
+                if exc.status != _TOO_OLD:
+                    raise
 
     # ------------------------------------------------------------------------------------------ requests
     def request(

@@ -51,7 +51,7 @@ def state(tmp_path):
     """Where this test's servers live; all of them are gone afterwards."""
     directory = ml.settings.settings().state_dir
     yield directory
-    for deployment in ml.deployments():
+    for deployment in ml.deployments(target="process"):
         deployment.delete()
     _, alive = psutil.wait_procs(servers(directory), timeout=10)
     assert not alive

@@ -10,15 +10,16 @@ import threading
 class Cutter:
     """Passes connections on to *host*; `cuts` says after how many bytes from the client each next one ends.
 
-    `sent` counts the bytes that clients sent.
+    `sent` counts the bytes that clients sent. It listens on *own*, or on any free port.
     """
 
-    def __init__(self, host):
+    def __init__(self, host, own=0):
+        self.own = own
         name, port = host.split(":")
         self.target, self.cuts, self.connections, self.sent = (name, int(port)), [], 0, 0
 
     def __enter__(self):
-        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.listener = socket.create_server(("127.0.0.1", self.own))
         self.host = f"127.0.0.1:{self.listener.getsockname()[1]}"
         self.sockets, self.threads = [self.listener], []
         self._start(self._accept)
