@@ -176,7 +176,7 @@ def admin(admin_context, prefix):
     }
     cluster.request("POST", "/api/v1/namespaces", body=space)
     try:
-        cluster.until("v1", "ServiceAccount", "default", lambda found: found is not None, seconds=60)
+        cluster.until("v1", "ServiceAccount", bool, fields="metadata.name=default", seconds=60)
         yield cluster
     finally:
         cluster.request("DELETE", f"/api/v1/namespaces/{prefix}")
