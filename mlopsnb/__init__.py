@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from mlopsnb.records import ModelVersion as ModelVersion
     from mlopsnb.records import Signature as Signature
     from mlopsnb.records import TensorSpec as TensorSpec
+    from mlopsnb.watching import watch as watch
 
 __version__ = "0.1.0"
 
@@ -57,6 +58,7 @@ _HOMES = {
     "mlopsnb.monitoring": ("DriftReport", "drift"),
     "mlopsnb.packages": ("export",),
     "mlopsnb.records": ("Artifact", "ModelVersion", "Signature", "TensorSpec"),
+    "mlopsnb.watching": ("watch",),
 }
 _PUBLIC = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted(_PUBLIC)  # noqa: PLE0605  computed from the table, so that the two cannot part
