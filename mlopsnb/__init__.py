@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from mlopsnb.images.image import Image as Image
     from mlopsnb.monitoring import DriftReport as DriftReport
     from mlopsnb.monitoring import drift as drift
+    from mlopsnb.notebook.doctor import doctor as doctor
     from mlopsnb.packages import export as export
     from mlopsnb.records import Artifact as Artifact
     from mlopsnb.records import ModelVersion as ModelVersion
@@ -56,6 +57,7 @@ _HOMES = {
     "mlopsnb.flow": ("deploy", "log"),
     "mlopsnb.images.image": ("Image",),
     "mlopsnb.monitoring": ("DriftReport", "drift"),
+    "mlopsnb.notebook.doctor": ("doctor",),
     "mlopsnb.packages": ("export",),
     "mlopsnb.records": ("Artifact", "ModelVersion", "Signature", "TensorSpec"),
     "mlopsnb.watching": ("watch",),

@@ -318,6 +318,15 @@ DEPLOYMENTS = Verb(
     examples=("%deployments",),
 )
 
+ATTACH = Verb(
+    name="attach",
+    twin="mlopsnb.deployment:get",
+    summary="Get hold of a deployment that runs already, after a kernel restart for example.",
+    positionals=(Argument(name="name", kind="deployment", help="the deployment's name"),),
+    options=(_TARGET,),
+    examples=("dep = %attach fraud",),
+)
+
 LOGS = Verb(
     name="logs",
     twin="mlopsnb.deployment:Deployment.logs",
@@ -425,17 +434,18 @@ DRIFT = Verb(
 VERBS: dict[str, Verb] = {
     v.name: v
     for v in (
-        *(EXPORT, LOG_MODEL, BUILD, DEPLOY, PREDICT, DEPLOYMENTS, LOGS, METRICS),
+        *(EXPORT, LOG_MODEL, BUILD, DEPLOY, PREDICT, DEPLOYMENTS, ATTACH, LOGS, METRICS),
         *(ROLLBACK, PROMOTE, SCALE, UNDEPLOY, CLEANUP, DRIFT),
     )
 }
 
 SETTINGS_VERB = "mlopsnb"
-SETTINGS_WORDS = ("set", "settings")
+SETTINGS_WORDS = ("doctor", "set", "settings")
 SETTINGS_HELP = """Show or change mlopsnb itself.
 
 usage:
   %mlopsnb                     version, settings, and what is installed
+  %mlopsnb doctor              what works here, and how to mend what does not
   %mlopsnb settings            the settings as they are now
   %mlopsnb set KEY=VALUE …     change settings until the kernel ends; KEY= forgets one
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -127,6 +128,53 @@ def advance(now: Snapshot, event: Event, time: float) -> Snapshot:
         total=None if over else event.total if event.done is not None else old.total,
     )
     return replace(now, at=time, lines=lines, steps=(*now.steps[: at - 1], new, *now.steps[at:]))
+
+
+def without_overwritten(events: Sequence[tuple[Event, float]]) -> list[tuple[Event, float]]:
+    """Return *events* without those that leave no trace after the later ones: `advance` comes to the same snapshot."""
+    kept: list[tuple[Event, float]] = []
+    later: dict[str, Event] = {}
+    lines = 0
+    begin = _beginnings(events)
+    for place in range(len(events) - 1, -1, -1):
+        event = events[place][0]
+        if event.state != "progress":
+            later.pop(event.step, None)
+        elif event.line:
+            lines += 1
+            if lines > LINES and not _says_more(event, None):
+                continue
+        elif place not in begin:
+            if (next_ := later.get(event.step)) is not None and not _says_more(event, next_):
+                continue
+            later[event.step] = event
+        kept.append(events[place])
+    return kept[::-1]
+
+
+def _beginnings(events: Sequence[tuple[Event, float]]) -> set[int]:
+    """Return the places of progress that may begin a step: the first of each step, and the first after its end."""
+    found: set[int] = set()
+    begun: set[str] = set()
+    for place, (event, _) in enumerate(events):
+        if event.state != "progress":
+            begun.discard(event.step)
+        elif event.step not in begun and (not event.line or _says_more(event, None)):
+            begun.add(event.step)
+            found.add(place)
+    return found
+
+
+def _says_more(event: Event, later: Event | None) -> bool:
+    """Say whether *event* tells something, its line apart, that *later* does not tell anew."""
+    if later is None:
+        return bool(event.message or event.shown) or event.fraction is not None or event.done is not None
+    return (
+        bool(event.message and not later.message)
+        or (event.fraction is not None and later.fraction is None)
+        or (event.done is not None and later.done is None)
+        or (event.shown is not None and later.shown is None)
+    )
 
 
 def _running(now: Snapshot, event: Event) -> int | None:

@@ -54,7 +54,7 @@ def offered(text, deployments=("fraud", "iris")):
         ("%predict f", ("fraud",)),
         ("%predict fraud m", ("model", "metrics")),
         ("%undeploy i", ("iris",)),
-        ("%mlopsnb ", ("set", "settings")),
+        ("%mlopsnb ", ("doctor", "set", "settings")),
         ("%mlopsnb set t", ("target=", "timeout=")),
     ],
 )
