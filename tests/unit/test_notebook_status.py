@@ -12,7 +12,16 @@ from mlopsnb.errors import DeployError
 from mlopsnb.events import Event, Replica, report, report_progress, step
 from mlopsnb.notebook import views
 from mlopsnb.notebook.render import cancel_html, event_line, seconds, to_html, to_text
-from mlopsnb.notebook.status import LINES, Snapshot, StepView, advance, finish, masked, tick
+from mlopsnb.notebook.status import (
+    LINES,
+    Snapshot,
+    StepView,
+    advance,
+    finish,
+    masked,
+    tick,
+    without_overwritten,
+)
 from mlopsnb.notebook.views import Throttle, choose, following
 
 START = Snapshot(title="%deploy net", started=0.0, notes=("example: X_test[:64]",))
@@ -222,6 +231,36 @@ def test_only_work_can_be_cancelled_not_the_clearing_up():
 )
 def test_secrets_and_control_characters_are_not_shown(said, shown):
     assert masked(said) == shown
+
+
+TOLD = st.builds(
+    Event,
+    step=st.sampled_from(["export", "start"]),
+    state=st.sampled_from(["started", "progress", "progress", "progress", "succeeded"]),
+    message=st.sampled_from(["", "a", "b"]),
+    fraction=st.none() | st.floats(0, 1),
+    done=st.none() | st.integers(0, 5),
+    total=st.none() | st.integers(0, 5),
+    line=st.sampled_from(["", "", "one", "two"]),
+    shown=st.sampled_from([None, None, "table"]),
+    replicas=st.sampled_from([None, None, (), (Replica(name="a", phase="starting"),)]),
+)
+
+
+@given(st.lists(TOLD, max_size=40))
+def test_events_that_are_overwritten_leave_no_trace(events):
+    told = [(Event(step="start", state="started"), 0.0), (Event(step="export", state="started"), 0.0)]
+    told += [(event, float(i)) for i, event in enumerate(events)]
+    kept = without_overwritten(told)
+    assert kept[-1] == told[-1]
+    snapshots = [reduce(lambda now, t: advance(now, *t), some, START) for some in (told, kept)]
+    assert snapshots[0] == snapshots[1]
+
+
+def test_of_a_flood_little_is_kept():
+    told = [(Event(step="pack", state="progress", message=str(i), fraction=0.5), 0.0) for i in range(500)]
+    told += [(line("pack", str(i)), 0.0) for i in range(500)]
+    assert len(without_overwritten(told)) == 2 + LINES
 
 
 @given(st.text(max_size=80))
