@@ -55,7 +55,11 @@ News = Listed | Changed | Lost
 
 
 class Reflector:
-    """The objects of one kind that *labels* and *fields* select. `start` lists them; `stop` ends it at once."""
+    """The objects of one kind that *labels* and *fields* select. `start` lists them; `stop` ends it at once.
+
+    With *ahead* none are listed, only what happens from then on is told, after a `Listed` without objects: of some kinds
+    a namespace holds thousands that concern somebody else.
+    """
 
     def __init__(
         self,
@@ -66,8 +70,10 @@ class Reflector:
         *,
         labels: str = "",
         fields: str = "",
+        ahead: bool = False,
     ) -> None:
         self.kind = kind
+        self._ahead = ahead
         self._cluster, self._api, self._news = cluster, api, news
         self._labels, self._fields = labels, fields
         self._stopped = threading.Event()
@@ -137,9 +143,13 @@ class Reflector:
         self._stopped.wait(_PAUSE)
 
     def _tell(self, listed: dict[str, Any]) -> str:
-        self._news.put(Listed(self.kind, list(listed.get("items") or ())))
+        self._news.put(Listed(self.kind, [] if self._ahead else list(listed.get("items") or ())))
         return str((listed.get("metadata") or {}).get("resourceVersion", ""))
 
     def _query(self) -> dict[str, str]:
-        wanted = {"labelSelector": self._labels, "fieldSelector": self._fields}
+        wanted = {
+            "labelSelector": self._labels,
+            "fieldSelector": self._fields,
+            "limit": "1" if self._ahead else "",
+        }
         return {key: value for key, value in wanted.items() if value}

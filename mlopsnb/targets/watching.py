@@ -57,7 +57,7 @@ def _following(cluster: Cluster, deployment: Object, seen: _Seen) -> Iterator[No
         Reflector(cluster, "apps/v1", "Deployment", seen.news, fields=f"metadata.name={seen.name}"),
         Reflector(cluster, "v1", "Pod", seen.news, labels=chosen),
         Reflector(cluster, "apps/v1", "ReplicaSet", seen.news, labels=chosen),
-        Reflector(cluster, "v1", "Event", seen.news),
+        Reflector(cluster, "v1", "Event", seen.news, ahead=True),
     )
     try:
         for reflector in reflectors:
@@ -81,6 +81,8 @@ class _Seen:
     news: SimpleQueue[News] = field(default_factory=SimpleQueue)
     objects: dict[str, dict[str, Object]] = field(default_factory=dict)
     hidden: set[str] = field(default_factory=set)
+    asked: set[str] = field(default_factory=set)
+    """The pods whose earlier events have been asked for."""
     lost: dict[str, str] = field(default_factory=dict)
     nodes: list[Object] = field(default_factory=list)
     logs: dict[tuple[str, str], list[str]] = field(default_factory=dict)
@@ -88,6 +90,10 @@ class _Seen:
     def take(self, news: News) -> None:
         """Take note of *news*."""
         match news:
+            case Listed("Event", _):
+                self.lost.pop("Event", None)
+                self.objects.setdefault("Event", {})
+                self.asked.clear()  # some may have been missed
             case Listed(kind, objects):
                 self.lost.pop(kind, None)
                 self.objects[kind] = {_key(o): o for o in objects if self._concerns(kind, o)}
@@ -199,6 +205,7 @@ class _Wait:
 
     # ------------------------------------------------------------------------------------------ diagnosis
     def _diagnose(self) -> Verdict | None:
+        self._fetch_events()
         self._fetch_logs()
         verdict = diagnose(self._seen.observed())
         if verdict and verdict.kind == "Unschedulable" and not self._asked_nodes:
@@ -217,6 +224,18 @@ class _Wait:
             since = now
             self._suspected = (verdict.kind, now)
         return since + verdict.grace
+
+    def _fetch_events(self) -> None:
+        """Fetch what has been said of each pod before we listened."""
+        if "Event" in self._seen.hidden:
+            return
+        for pod in self._seen.pods:
+            if name_of(pod) not in self._seen.asked:
+                self._seen.asked.add(name_of(pod))
+                query = urlencode({"fieldSelector": f"involvedObject.name={name_of(pod)}"})
+                found = self._get(f"{self._cluster.path('v1', 'Event')}?{query}") or {}
+                for event in found.get("items") or ():
+                    self._seen.take(Changed("Event", "ADDED", event))
 
     def _fetch_logs(self) -> None:
         """Fetch the last lines of containers that end, once for each time; they are gone with the next."""
