@@ -293,9 +293,11 @@ class Cluster:
                     self._answered = self._answered or answer.status < 500
                     self._set_clock(answer.headers.get("date"))
                     if stream and answer.status >= 300:
-                        raise translated(answer.status, answer.read(), self._doing(method, path))
+                        said = answer.read()
+                        answer.close()
+                        raise translated(answer.status, said, self._doing(method, path))
                     return answer
-                answer.release_conn()
+                answer.close()
             never.wait(_PAUSES[min(attempt, len(_PAUSES) - 1)])
         raise AssertionError("time has stood still")
 

@@ -82,8 +82,10 @@ class Forward:
                 client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 line = self._connect()
                 if line is not None:
-                    with contextlib.closing(line):
+                    try:
                         _carry(client, line)
+                    finally:
+                        line.shutdown()  # without a farewell: whoever waits for one waits for seconds
         except OSError:
             pass  # one of the two has gone
         finally:
@@ -112,11 +114,15 @@ def _line(cluster: Cluster, pod: str, port: int) -> Any:
     headers = {**cluster.headers(), "sec-websocket-protocol": "v4.channel.k8s.io"}
     try:
         line = ws_client.create_websocket(cluster.configuration, url, headers)
+    except (websocket.WebSocketException, OSError):
+        return None
+    try:
         line.settimeout(_HANDSHAKE_SECONDS)
         for _ in (_DATA, _ERROR):  # each channel begins with the number of the port
             line.recv_data_frame(True)
         line.settimeout(None)
     except (websocket.WebSocketException, OSError):
+        line.shutdown()
         return None
     return line
 
