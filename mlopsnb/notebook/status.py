@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from mlopsnb.events import Event, State
+    from mlopsnb.events import Event, Replica, State
 
 Outcome = Literal["running", "succeeded", "failed", "cancelled"]
 
@@ -51,6 +51,8 @@ class StepView:
     done: int | None = None
     """Bytes that the step has moved, and of how many; None where it moves none, or their number is not known."""
     total: int | None = None
+    replicas: tuple[Replica, ...] = ()
+    """The copies of a server that the step starts; none are left when they are all ready."""
 
     @property
     def over(self) -> bool:
@@ -98,7 +100,7 @@ def advance(now: Snapshot, event: Event, time: float) -> Snapshot:
         # A program that goes back to the start of its line means the last thing it wrote there.
         line = masked(event.line.rstrip().rpartition("\r")[2][:_LONGEST])
         lines = (*lines[1 - LINES :], line) if line else lines
-        if not event.message and event.fraction is None and event.done is None:
+        if not event.message and event.fraction is None and event.done is None and event.replicas is None:
             return replace(now, at=time, lines=lines)
     over = event.state in ("succeeded", "failed", "cancelled")
     if over or event.shown is not None:
@@ -114,6 +116,7 @@ def advance(now: Snapshot, event: Event, time: float) -> Snapshot:
             fraction=event.fraction,
             done=event.done,
             total=event.total,
+            replicas=_replicas(event),
         )
         return replace(now, at=time, lines=lines, steps=(*now.steps, new))
     old = now.steps[at - 1]
@@ -126,8 +129,13 @@ def advance(now: Snapshot, event: Event, time: float) -> Snapshot:
         fraction=None if over else event.fraction if event.fraction is not None else old.fraction,
         done=None if over else event.done if event.done is not None else old.done,
         total=None if over else event.total if event.done is not None else old.total,
+        replicas=old.replicas if event.replicas is None and event.state != "succeeded" else _replicas(event),
     )
     return replace(now, at=time, lines=lines, steps=(*now.steps[: at - 1], new, *now.steps[at:]))
+
+
+def _replicas(event: Event) -> tuple[Replica, ...]:
+    return tuple(replace(r, name=masked(r.name), phase=masked(r.phase)) for r in event.replicas or ())
 
 
 def without_overwritten(events: Sequence[tuple[Event, float]]) -> list[tuple[Event, float]]:
@@ -168,12 +176,14 @@ def _beginnings(events: Sequence[tuple[Event, float]]) -> set[int]:
 def _says_more(event: Event, later: Event | None) -> bool:
     """Say whether *event* tells something, its line apart, that *later* does not tell anew."""
     if later is None:
-        return bool(event.message or event.shown) or event.fraction is not None or event.done is not None
+        others = (event.fraction, event.done, event.replicas)
+        return bool(event.message or event.shown) or any(other is not None for other in others)
     return (
         bool(event.message and not later.message)
         or (event.fraction is not None and later.fraction is None)
         or (event.done is not None and later.done is None)
         or (event.shown is not None and later.shown is None)
+        or (event.replicas is not None and later.replicas is None)
     )
 
 

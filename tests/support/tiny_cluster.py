@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import http.server
 import json
-import queue
 import threading
 from urllib.parse import parse_qs, urlsplit
 
@@ -40,9 +39,9 @@ class TinyCluster:
             ],
             "events": [],
         }
-        self.name, self.lists, self.forbidden, self.watches = name, {}, set(), []
+        self.name, self.lists, self.forbidden, self.log = name, {}, set(), []
         self.old = set()
-        self._lock = threading.Lock()
+        self.changed = threading.Condition()
         self.port = self.lives = 0
         self.start()
 
@@ -63,19 +62,17 @@ class TinyCluster:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
-        with self._lock:
+        with self.changed:
             self.lives += 1
-            for _, inbox in self.watches:
-                inbox.put(None)
+            self.changed.notify_all()
 
     def tell(self, plural, change, found):
-        """Send an event to all who watch, and keep what it leads to."""
-        with self._lock:
+        """Change an object, and send that to all who watch from an earlier version on."""
+        with self.changed:
             kept = [o for o in self.objects[plural] if o["metadata"]["uid"] != found["metadata"]["uid"]]
             self.objects[plural] = kept + ([] if change == "DELETED" else [found])
-            for watched, inbox in self.watches:
-                if watched == plural:
-                    inbox.put({"type": change, "object": found})
+            self.log.append((plural, {"type": change, "object": found}))
+            self.changed.notify_all()
 
     def get_ready(self):
         """Make the deployment ready."""
@@ -115,7 +112,7 @@ class _Ask(http.server.BaseHTTPRequestHandler):
             said = f'{known[0]} is forbidden: User "u" cannot list resource "{known[0]}" in API group "" in the namespace "ml"'
             self._send(403, {"kind": "Status", "message": said})
         elif "watch" in query:
-            self._watch(known[0])
+            self._watch(known[0], int(query["resourceVersion"][0]))
         elif parts[-1] == known[0]:
             self._list(known[0])
         else:
@@ -123,10 +120,13 @@ class _Ask(http.server.BaseHTTPRequestHandler):
             self._send(200 if found else 404, found[0] if found else {"message": "not found"})
 
     def _list(self, plural):
-        with self.cluster._lock:
+        with self.cluster.changed:
             self.cluster.lists[plural] = self.cluster.lists.get(plural, 0) + 1
-            found = list(self.cluster.objects[plural])
-        self._send(200, {"metadata": {"resourceVersion": "1"}, "items": found})
+            found = {
+                "metadata": {"resourceVersion": str(len(self.cluster.log))},
+                "items": self.cluster.objects[plural],
+            }
+        self._send(200, found)
 
     def _send(self, status, found):
         body = json.dumps(found).encode()
@@ -135,25 +135,29 @@ class _Ask(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def _watch(self, plural):
+    def _watch(self, plural, version):
         self.send_response(200)
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        inbox = queue.SimpleQueue()
-        with self.cluster._lock:
-            if plural in self.cluster.old:
-                self.cluster.old.discard(plural)
-                inbox.put({"type": "ERROR", "object": {"kind": "Status", "code": 410, "reason": "Expired"}})
-                inbox.put(None)
-            if self.life != self.cluster.lives:  # it came while we went away
-                inbox.put(None)
-            self.cluster.watches.append((plural, inbox))
-        with contextlib.suppress(OSError):
-            while event := inbox.get():
-                line = json.dumps(event).encode() + b"\n"
-                self.wfile.write(b"%x\r\n%s\r\n" % (len(line), line))
-            self.wfile.write(b"0\r\n\r\n")
         self.close_connection = True
+        if plural in self.cluster.old:
+            self.cluster.old.discard(plural)
+            self._line({"type": "ERROR", "object": {"kind": "Status", "code": 410, "reason": "Expired"}})
+            return
+        with contextlib.suppress(OSError):
+            while self.life == self.cluster.lives:
+                with self.cluster.changed:
+                    while len(self.cluster.log) == version and self.life == self.cluster.lives:
+                        self.cluster.changed.wait()
+                    news, version = self.cluster.log[version:], len(self.cluster.log)
+                for watched, event in news:
+                    if watched == plural:
+                        self._line(event)
+            self.wfile.write(b"0\r\n\r\n")
+
+    def _line(self, event):
+        line = json.dumps(event).encode() + b"\n"
+        self.wfile.write(b"%x\r\n%s\r\n" % (len(line), line))
 
     def log_message(self, *args):
         """Print nothing."""

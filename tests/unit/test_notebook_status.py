@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mlopsnb import events
 from mlopsnb.errors import DeployError
-from mlopsnb.events import Event, report, report_progress, step
+from mlopsnb.events import Event, Replica, report, report_progress, step
 from mlopsnb.notebook import views
 from mlopsnb.notebook.render import cancel_html, event_line, seconds, to_html, to_text
 from mlopsnb.notebook.status import (
@@ -66,6 +66,37 @@ def test_a_step_that_starts_again_is_a_new_line():
 def test_an_end_without_a_start_is_a_line_too():
     now = after((2.0, "route", "succeeded", "done", None))
     assert now.steps == (StepView(step="route", state="succeeded", started=2.0, ended=2.0, message="done"),)
+
+
+def pods(*rows, at=START):
+    replicas = tuple(Replica(name=n, phase=p, ready=p == "ready") for n, p in rows)
+    ready = sum(r.ready for r in replicas)
+    event = Event(
+        step="start", state="progress", message=f"{ready} of {len(rows)} pods ready", replicas=replicas
+    )
+    return advance(at, event, 1.0)
+
+
+def test_several_replicas_have_a_row_each():
+    now = pods(("net-r1-<a>", "ready"), ("net-r1-b", "pulling image"))
+    assert to_text(now).splitlines()[2:] == [
+        "  ▸ start the server  running             …  1 of 2 pods ready",
+        "      ✓ net-r1-<a>: ready",
+        "      ▸ net-r1-b: pulling image",
+    ]
+    assert "✓ net-r1-&lt;a&gt;: ready<br>▸ net-r1-b: pulling image" in to_html(now)
+
+
+def test_rows_stay_with_a_failure_and_go_with_success():
+    now = pods(("a", "ready"), ("b", "OOMKilled"))
+    assert after((2.0, "start", "progress", "", None), at=now).steps[0].replicas == now.steps[0].replicas
+    assert "b: OOMKilled" in to_text(after((2.0, "start", "failed", "no", None), at=now))
+    assert after((2.0, "start", "succeeded", "", None), at=now).steps[0].replicas == ()
+
+
+def test_one_replica_is_told_by_the_message_and_many_are_cut_short():
+    assert "\u25b8 a:" not in to_text(pods(("a", "starting")))
+    assert to_text(pods(*((f"p{i}", "starting") for i in range(20)))).endswith("\n      and 8 more")
 
 
 def test_finish_ends_what_still_runs():
@@ -212,6 +243,7 @@ TOLD = st.builds(
     total=st.none() | st.integers(0, 5),
     line=st.sampled_from(["", "", "one", "two"]),
     shown=st.sampled_from([None, None, "table"]),
+    replicas=st.sampled_from([None, None, (), (Replica(name="a", phase="starting"),)]),
 )
 
 
