@@ -35,11 +35,13 @@ if TYPE_CHECKING:
     from mlopsnb.images.image import Image as Image
     from mlopsnb.monitoring import DriftReport as DriftReport
     from mlopsnb.monitoring import drift as drift
+    from mlopsnb.notebook.doctor import doctor as doctor
     from mlopsnb.packages import export as export
     from mlopsnb.records import Artifact as Artifact
     from mlopsnb.records import ModelVersion as ModelVersion
     from mlopsnb.records import Signature as Signature
     from mlopsnb.records import TensorSpec as TensorSpec
+    from mlopsnb.watching import watch as watch
 
 __version__ = "0.1.0"
 
@@ -55,8 +57,10 @@ _HOMES = {
     "mlopsnb.flow": ("deploy", "log"),
     "mlopsnb.images.image": ("Image",),
     "mlopsnb.monitoring": ("DriftReport", "drift"),
+    "mlopsnb.notebook.doctor": ("doctor",),
     "mlopsnb.packages": ("export",),
     "mlopsnb.records": ("Artifact", "ModelVersion", "Signature", "TensorSpec"),
+    "mlopsnb.watching": ("watch",),
 }
 _PUBLIC = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted(_PUBLIC)  # noqa: PLE0605  computed from the table, so that the two cannot part

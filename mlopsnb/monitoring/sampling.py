@@ -27,6 +27,11 @@ class Sampler:
         self._last: dict[int, dict[str, Sample]] = {revision: {} for revision in revisions}
         self._asked: dict[int, float] = {}
 
+    def follow(self, revisions: Iterable[int]) -> None:
+        """Go on with these *revisions*; of those that are new, only what comes from now on is told."""
+        self._last = {revision: self._last.get(revision, {}) for revision in revisions}
+        self._asked = {revision: at for revision, at in self._asked.items() if revision in self._last}
+
     def tick(self) -> Mapping[int, Window]:
         """Ask all replicas; return what each revision counted since the tick before, nothing at the first."""
         windows = {}

@@ -5,7 +5,7 @@ Parser, help, completion and the test against the functions' signatures all read
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Kind = Literal["object", "source", "deployment", "text", "int", "float", "numbers", "texts", "words", "flag"]
@@ -123,11 +123,44 @@ LOG_MODEL = Verb(
     examples=("version = %log_model artifact --name fraud --metrics accuracy={acc} --alias champion",),
 )
 
+_WORKLOAD = (
+    Argument(name="replicas", kind="int", help="containers that share the traffic; 1 if left out"),
+    Argument(name="min_replicas", kind="int", help="fewest, where the target scales by itself"),
+    Argument(name="max_replicas", kind="int", help="most, where the target scales by itself"),
+    Argument(name="cpu", kind="text", help="cores for each, such as 2 or 500m"),
+    Argument(name="memory", kind="text", help="memory for each, such as 512Mi"),
+    Argument(name="gpu", kind="int", help="GPUs for each"),
+    Argument(name="secrets", kind="words", help="name of a Secret whose keys become variables; repeatable"),
+    Argument(
+        name="config_maps", kind="words", help="name of a ConfigMap whose keys become variables; repeatable"
+    ),
+    Argument(
+        name="node_selector",
+        kind="texts",
+        help="label of the nodes to run on; repeatable, or a dict variable",
+    ),
+    Argument(
+        name="tolerations",
+        kind="words",
+        help="taint to put up with, such as dedicated=ml:NoSchedule; repeatable",
+    ),
+    Argument(
+        name="expose",
+        kind="text",
+        help="how clients outside reach it; not at all if left out",
+        choices=("cluster", "nodeport", "loadbalancer", "ingress", "gateway"),
+    ),
+    Argument(name="host", kind="text", help="its name in an ingress or a gateway"),
+    Argument(name="network_policy", kind="flag", help="let in only what the cluster's policies allow"),
+    Argument(name="ttl", kind="text", help="how long it may stay, such as 7d, until a clean-up removes it"),
+)
+"""What a deployment may use and how it is reached; each target says which of these it knows."""
+
 DEPLOY = Verb(
     name="deploy",
     twin="mlopsnb.flow:deploy",
     summary="Serve a model. Steps that are missing (export, proof, log) are done first.",
-    positionals=(_WHAT,),
+    positionals=(replace(_WHAT, help=_WHAT.help.replace("version,", "version, image,")),),
     options=(
         Argument(
             name="name",
@@ -161,6 +194,7 @@ DEPLOY = Verb(
             kind="source",
             help="a smaller model of the same signature, which answers while this one cannot",
         ),
+        *_WORKLOAD,
         Argument(
             name="strategy",
             kind="text",
@@ -185,6 +219,7 @@ DEPLOY = Verb(
     examples=(
         "%deploy model",
         "dep = %deploy models:/fraud/3 --target process",
+        "%deploy model --target docker --replicas 2 --cpu 500m --memory 512Mi",
         '%deploy models:/fraud/4 --gate "error_rate<0.01 and p99_ms<200" --pause 1m',
         "%deploy model --example X_test[:5] --dry-run",
     ),
@@ -281,6 +316,15 @@ DEPLOYMENTS = Verb(
     summary="List what is deployed.",
     options=(_TARGET,),
     examples=("%deployments",),
+)
+
+ATTACH = Verb(
+    name="attach",
+    twin="mlopsnb.deployment:get",
+    summary="Get hold of a deployment that runs already, after a kernel restart for example.",
+    positionals=(Argument(name="name", kind="deployment", help="the deployment's name"),),
+    options=(_TARGET,),
+    examples=("dep = %attach fraud",),
 )
 
 LOGS = Verb(
@@ -390,17 +434,18 @@ DRIFT = Verb(
 VERBS: dict[str, Verb] = {
     v.name: v
     for v in (
-        *(EXPORT, LOG_MODEL, BUILD, DEPLOY, PREDICT, DEPLOYMENTS, LOGS, METRICS),
+        *(EXPORT, LOG_MODEL, BUILD, DEPLOY, PREDICT, DEPLOYMENTS, ATTACH, LOGS, METRICS),
         *(ROLLBACK, PROMOTE, SCALE, UNDEPLOY, CLEANUP, DRIFT),
     )
 }
 
 SETTINGS_VERB = "mlopsnb"
-SETTINGS_WORDS = ("set", "settings")
+SETTINGS_WORDS = ("doctor", "set", "settings")
 SETTINGS_HELP = """Show or change mlopsnb itself.
 
 usage:
   %mlopsnb                     version, settings, and what is installed
+  %mlopsnb doctor              what works here, and how to mend what does not
   %mlopsnb settings            the settings as they are now
   %mlopsnb set KEY=VALUE …     change settings until the kernel ends; KEY= forgets one
 """

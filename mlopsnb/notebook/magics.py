@@ -81,6 +81,10 @@ class MlopsnbMagics(Magics):
         match split(line):
             case []:
                 result = overview()
+            case ["doctor"]:
+                from mlopsnb.notebook.doctor import doctor
+
+                result = doctor()
             case ["settings"]:
                 result = settings_overview()
             case ["set", *pairs] if pairs:

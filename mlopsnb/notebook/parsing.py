@@ -12,6 +12,9 @@ from mlopsnb.notebook.grammar import URI_SCHEMES, Argument, Verb
 from mlopsnb.notebook.splitting import UsageError, expand, split
 
 _OPTION = re.compile(r"-[-A-Za-z]")
+_IMAGE = re.compile(r"[\w.-]+(:\d+)?(/[\w.-]+)*(:[\w.-]+|(:[\w.-]+)?@sha256:[0-9a-f]{64})")
+"""The name of an image with a tag or a digest. Nothing in Python looks like it."""
+
 _PAIR = re.compile(r"([^\s=()\[\]{}]+)=(?!=)(.*)", re.DOTALL)
 
 
@@ -112,8 +115,8 @@ def read(argument: Argument, words: Any, scope: Scope) -> Any:
 
 
 def is_uri(word: str) -> bool:
-    """Say whether *word* is an address of the tracking server rather than Python."""
-    return word.startswith(URI_SCHEMES)
+    """Say whether *word* is an address of the tracking server, or an image's, rather than Python."""
+    return word.startswith(URI_SCHEMES) or _IMAGE.fullmatch(word) is not None
 
 
 def _number(text: str, argument: Argument) -> int | float:

@@ -44,6 +44,10 @@ _DOING = {
 }
 
 
+_MOST = 12
+"""Copies of a server that have a row of their own."""
+
+
 def seconds(time: float) -> str:
     """Return a duration for people: `40 ms`, `3.2 s`, `2 min 05 s`."""
     if time < 0.9995:
@@ -142,7 +146,12 @@ def _took(now: Snapshot, step: StepView) -> str:
 def _details(step: StepView) -> str:
     share = unbroken(f"{step.fraction:.0%}") if step.fraction is not None else ""
     moved = unbroken(moved_text(step.done, step.total)) if step.done is not None else ""
-    return ", ".join(filter(None, [share, step.message, moved]))
+    told = ", ".join(filter(None, [share, step.message, moved]))
+    # The message says enough of a single one.
+    rows = [f"{'✓' if r.ready else '▸'} {r.name}: {r.phase}" for r in step.replicas[:_MOST]]
+    if len(step.replicas) > _MOST:
+        rows.append(f"and {len(step.replicas) - _MOST} more")
+    return "\n".join([told, *rows]) if len(step.replicas) > 1 else told
 
 
 def event_line(event: Event, took: float | None) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from mlopsnb.events import Event, State
+    from mlopsnb.events import Event, Replica, State
 
 Outcome = Literal["running", "succeeded", "failed", "cancelled"]
 
@@ -50,6 +51,8 @@ class StepView:
     done: int | None = None
     """Bytes that the step has moved, and of how many; None where it moves none, or their number is not known."""
     total: int | None = None
+    replicas: tuple[Replica, ...] = ()
+    """The copies of a server that the step starts; none are left when they are all ready."""
 
     @property
     def over(self) -> bool:
@@ -97,7 +100,7 @@ def advance(now: Snapshot, event: Event, time: float) -> Snapshot:
         # A program that goes back to the start of its line means the last thing it wrote there.
         line = masked(event.line.rstrip().rpartition("\r")[2][:_LONGEST])
         lines = (*lines[1 - LINES :], line) if line else lines
-        if not event.message and event.fraction is None and event.done is None:
+        if not event.message and event.fraction is None and event.done is None and event.replicas is None:
             return replace(now, at=time, lines=lines)
     over = event.state in ("succeeded", "failed", "cancelled")
     if over or event.shown is not None:
@@ -113,6 +116,7 @@ def advance(now: Snapshot, event: Event, time: float) -> Snapshot:
             fraction=event.fraction,
             done=event.done,
             total=event.total,
+            replicas=_replicas(event),
         )
         return replace(now, at=time, lines=lines, steps=(*now.steps, new))
     old = now.steps[at - 1]
@@ -125,8 +129,62 @@ def advance(now: Snapshot, event: Event, time: float) -> Snapshot:
         fraction=None if over else event.fraction if event.fraction is not None else old.fraction,
         done=None if over else event.done if event.done is not None else old.done,
         total=None if over else event.total if event.done is not None else old.total,
+        replicas=old.replicas if event.replicas is None and event.state != "succeeded" else _replicas(event),
     )
     return replace(now, at=time, lines=lines, steps=(*now.steps[: at - 1], new, *now.steps[at:]))
+
+
+def _replicas(event: Event) -> tuple[Replica, ...]:
+    return tuple(replace(r, name=masked(r.name), phase=masked(r.phase)) for r in event.replicas or ())
+
+
+def without_overwritten(events: Sequence[tuple[Event, float]]) -> list[tuple[Event, float]]:
+    """Return *events* without those that leave no trace after the later ones: `advance` comes to the same snapshot."""
+    kept: list[tuple[Event, float]] = []
+    later: dict[str, Event] = {}
+    lines = 0
+    begin = _beginnings(events)
+    for place in range(len(events) - 1, -1, -1):
+        event = events[place][0]
+        if event.state != "progress":
+            later.pop(event.step, None)
+        elif event.line:
+            lines += 1
+            if lines > LINES and not _says_more(event, None):
+                continue
+        elif place not in begin:
+            if (next_ := later.get(event.step)) is not None and not _says_more(event, next_):
+                continue
+            later[event.step] = event
+        kept.append(events[place])
+    return kept[::-1]
+
+
+def _beginnings(events: Sequence[tuple[Event, float]]) -> set[int]:
+    """Return the places of progress that may begin a step: the first of each step, and the first after its end."""
+    found: set[int] = set()
+    begun: set[str] = set()
+    for place, (event, _) in enumerate(events):
+        if event.state != "progress":
+            begun.discard(event.step)
+        elif event.step not in begun and (not event.line or _says_more(event, None)):
+            begun.add(event.step)
+            found.add(place)
+    return found
+
+
+def _says_more(event: Event, later: Event | None) -> bool:
+    """Say whether *event* tells something, its line apart, that *later* does not tell anew."""
+    if later is None:
+        others = (event.fraction, event.done, event.replicas)
+        return bool(event.message or event.shown) or any(other is not None for other in others)
+    return (
+        bool(event.message and not later.message)
+        or (event.fraction is not None and later.fraction is None)
+        or (event.done is not None and later.done is None)
+        or (event.shown is not None and later.shown is None)
+        or (event.replicas is not None and later.replicas is None)
+    )
 
 
 def _running(now: Snapshot, event: Event) -> int | None:

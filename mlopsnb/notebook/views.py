@@ -20,7 +20,7 @@ from typing import Any, Literal, Protocol
 from mlopsnb.errors import MlopsnbError, telling_line
 from mlopsnb.events import Event, reporting_to
 from mlopsnb.notebook.render import cancel_html, event_line, heading, to_html, to_text
-from mlopsnb.notebook.status import Snapshot, advance, finish, tick
+from mlopsnb.notebook.status import Snapshot, advance, finish, tick, without_overwritten
 
 _log = logging.getLogger(__name__)
 
@@ -32,19 +32,22 @@ INTERVAL = 0.1
 TICK = 1.0
 """Seconds after which a card is painted again though nothing happened, so that the time of its steps goes on."""
 
+_MOST_TOLD = 1000
+"""Events that wait to be looked at."""
+
 COUNT_INTERVAL = 1.0
 """Seconds between two printed lines that only count bytes or repeat what a program prints."""
 
 
 class View(Protocol):
-    """Where a run is shown. The first `show` opens it; `close` comes last, also after a failure."""
+    """Where a run is shown, made with what tells how it stands. The first `show` opens it; `close` comes last."""
 
-    def show(self, now: Snapshot, event: Event) -> None:
-        """Show the snapshot that *event* led to."""
+    def show(self, event: Event) -> None:
+        """Take note that *event* has happened; called for every one, in whatever thread."""
         ...
 
     def close(self, now: Snapshot) -> None:
-        """Leave the last snapshot behind, as something that needs no kernel."""
+        """Leave the last snapshot behind, as something that needs no kernel; called after a failure too."""
         ...
 
 
@@ -72,7 +75,7 @@ def choose(wanted: str, shell: Any) -> Mode:
 @contextmanager
 def following(title: str, *, mode: Mode, notes: tuple[str, ...] = ()) -> Iterator[None]:
     """Show the events of the enclosed block. A block that reports nothing shows nothing."""
-    run = _Run(Snapshot(title=title, notes=notes, started=time.monotonic()), _VIEWS[mode]())
+    run = _Run(Snapshot(title=title, notes=notes, started=time.monotonic()), _VIEWS[mode])
     with reporting_to(run):
         try:
             yield
@@ -86,26 +89,37 @@ def following(title: str, *, mode: Mode, notes: tuple[str, ...] = ()) -> Iterato
 
 
 class _Run:
-    """The reporter: folds events into the snapshot and hands it to the view."""
+    """The reporter: notes events, and folds them into the snapshot when somebody looks at it."""
 
-    def __init__(self, start: Snapshot, view: View) -> None:
+    def __init__(self, start: Snapshot, view: Callable[[Callable[[], Snapshot]], View]) -> None:
         self._now = start
-        self._view = view
+        self._told: list[tuple[Event, float]] = []
         self._lock = threading.RLock()
+        self._view = view(self.now)
 
     def __call__(self, event: Event, /) -> None:
         with self._lock:
-            self._now = advance(self._now, event, time.monotonic())
-            self._view.show(self._now, event)
+            self._told.append((event, time.monotonic()))
+            if len(self._told) >= _MOST_TOLD:
+                self.now()
+        self._view.show(event)
+
+    def now(self) -> Snapshot:
+        """Return how the run stands."""
+        with self._lock:
+            told, self._told = self._told, []
+            for event, at in without_overwritten(told):
+                self._now = advance(self._now, event, at)
+            return self._now
 
     def end(
         self, outcome: Literal["succeeded", "failed", "cancelled"], exc: BaseException | None = None
     ) -> None:
         verdict, hint = ("", "") if exc is None else _reason(exc)
         with self._lock:
-            self._now = finish(self._now, outcome, time.monotonic(), verdict=verdict, hint=hint)
-            if self._now.steps or self._now.lines:
-                self._view.close(self._now)
+            self._now = last = finish(self.now(), outcome, time.monotonic(), verdict=verdict, hint=hint)
+        if last.steps or last.lines:
+            self._view.close(last)
 
 
 def _reason(exc: BaseException) -> tuple[str, str]:
@@ -174,16 +188,15 @@ class DisplayView:
     What goes wrong while showing never reaches the run: then nothing more is shown but, at the end, the plain text.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], Snapshot]) -> None:
+        self._now = now
         self._id = uuid.uuid4().hex
         self._throttle = Throttle(self._try_to_paint)
         self._open = False
         self._broken = False
-        self._now: Snapshot | None = None
 
-    def show(self, now: Snapshot, event: Event) -> None:
+    def show(self, event: Event) -> None:
         """Open the output, or update it when the interval is over."""
-        self._now = now
         self._throttle.request()
 
     def close(self, now: Snapshot) -> None:
@@ -199,11 +212,10 @@ class DisplayView:
             sys.stdout.write(to_text(now) + "\n")
 
     def _try_to_paint(self) -> None:
-        assert self._now is not None
         if self._broken:
             return
         try:
-            self._paint(tick(self._now, time.monotonic()))
+            self._paint(tick(self._now(), time.monotonic()))
         except Exception:  # noqa: BLE001  a front end that fails must not end a deployment
             _log.debug("the card cannot be shown", exc_info=True)
             self._broken = True
@@ -232,8 +244,8 @@ class WidgetView(DisplayView):
     a widget of its own: one that is drawn again while the mouse is down would not be clicked.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, now: Callable[[], Snapshot]) -> None:
+        super().__init__(now)
         self._widgets: tuple[Any, ...] = ()
         self._cancellable = True
         self._plain = False
@@ -273,15 +285,17 @@ class WidgetView(DisplayView):
 class LinesView:
     """One printed line for each event; of bytes that go over, one line a second."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], Snapshot]) -> None:
+        self._now = now
         self._owner = threading.get_ident()
         self._waiting: list[str] = []
         self._titled = False
         self._last = ""
         self._counted_at = float("-inf")
 
-    def show(self, now: Snapshot, event: Event) -> None:
+    def show(self, event: Event) -> None:
         """Print the event once; those of other threads wait for the next one of the cell's own thread."""
+        now = self._now()
         if not self._titled:
             self._titled = True
             self._waiting += [now.title, *(f"  {note}" for note in now.notes)]
@@ -318,14 +332,17 @@ class LinesView:
 class OffView:
     """Shows nothing."""
 
-    def show(self, now: Snapshot, event: Event) -> None:
+    def __init__(self, now: Callable[[], Snapshot]) -> None:
+        pass
+
+    def show(self, event: Event) -> None:
         """Ignore it."""
 
     def close(self, now: Snapshot) -> None:
         """Ignore it."""
 
 
-_VIEWS: dict[Mode, Callable[[], View]] = {
+_VIEWS: dict[Mode, Callable[[Callable[[], Snapshot]], View]] = {
     "widget": WidgetView,
     "display": DisplayView,
     "lines": LinesView,

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import socket
 
     from mlopsnb.serving.app import App
+    from mlopsnb.serving.capture import Capture
     from mlopsnb.serving.counters import Counters
     from mlopsnb.serving.engine import Engine
     from mlopsnb.serving.payloads import PayloadLog
@@ -56,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--grpc-port needs a number where the public socket is handed over")
     if args.log_payload_file is not None and args.log_payloads is None:
         parser.error("--log-payload-file needs --log-payloads")
+    if (args.capture is None) != (args.capture_dir is None):
+        parser.error("--capture and --capture-dir need each other")
     report = ReadyPipe(args.ready_fd)
     try:
         # A cache is of use where all requests for a row come to it; several would each miss first.
@@ -217,6 +220,7 @@ def _serve(args: argparse.Namespace, report: ReadyPipe, sockets: Sockets, seat: 
         stage=stage,
         tracing=traces,
         payloads=_payloads(args, log, engine, name),
+        capture=_capture(args, engine, name),
         counters=_counters(args, engine, workers, seat, first=first),
         workers=(lambda: seat.serving) if seat else (lambda: 1),
         tokens=guarded.tokens,
@@ -311,6 +315,21 @@ def _payloads(args: argparse.Namespace, log: Sink, engine: Engine, name: str) ->
         mask=args.mask,
         max_bytes=args.log_payload_bytes,
         about={"model": name, "version": args.version},
+    )
+
+
+def _capture(args: argparse.Namespace, engine: Engine, name: str) -> Capture | None:
+    if args.capture is None:
+        return None
+    from mlopsnb.serving.capture import Capture
+
+    return Capture(
+        args.capture_dir.absolute(),
+        engine.manifest.signature,
+        rate=args.capture,
+        mask=args.mask,
+        max_bytes=args.capture_bytes,
+        about={"model": name, "version": args.version, "digest": engine.manifest.digest},
     )
 
 

@@ -27,6 +27,7 @@ from mlopsnb.serving.routes import Headers, Reply, Route, ServedModel, json_repl
 
 if TYPE_CHECKING:
     from mlopsnb.serving.batcher import Outputs
+    from mlopsnb.serving.capture import Capture
     from mlopsnb.serving.counters import Counters
     from mlopsnb.serving.engine import Engine
     from mlopsnb.serving.model import Package
@@ -120,6 +121,7 @@ class App:
         stage: Stage | None = None,
         tracing: Tracing | None = None,
         payloads: PayloadLog | None = None,
+        capture: Capture | None = None,
         counters: Counters | str = "nothing is counted",
         workers: Callable[[], int] = lambda: 1,
         tokens: Tokens | None = None,
@@ -129,6 +131,7 @@ class App:
         self.tokens = tokens
         self.log = RequestLog(log, model=name, version=version)
         self.payloads = payloads
+        self._capture = capture
         self.counters = None if isinstance(counters, str) else counters
         self._uncounted = counters if isinstance(counters, str) else ""
         self._tracing = tracing
@@ -150,6 +153,8 @@ class App:
         engine.metrics.also.append(self._stage.families)
         if self.counters is not None:
             engine.metrics.summed.append(self.counters.families)
+        if capture is not None:
+            engine.metrics.also.append(capture.families)
         self._routes = self._operations() | protocols.routes(self.served)
         self._routes |= self._pages(engine.package)
 
@@ -397,8 +402,11 @@ class App:
         self, call: Call, status: int, inputs: Mapping[str, Array], outcome: Mapping[str, Array] | Exception
     ) -> None:
         """Note what a prediction brought and what came of it, after its answer."""
-        if self.counters is not None and call.rows and not isinstance(outcome, Exception):
-            self.counters.note(call.rows, inputs, outcome)
+        if call.rows and not isinstance(outcome, Exception):
+            if self.counters is not None:
+                self.counters.note(call.rows, inputs, outcome)
+            if self._capture is not None:
+                self._capture.note(call, inputs, outcome)
         if self.payloads is not None:
             self.payloads.write(call, status, inputs, outcome)
 
@@ -406,10 +414,18 @@ class App:
         """Log what is no prediction and no HTTP."""
         self._write_log(call, status)
 
-    def flush(self) -> None:
-        """Write what has gathered for the logs, and count what waits to be."""
+    def tick(self) -> None:
+        """Do what is due once a second: count what waits to be, write what waits long enough."""
         if self.counters is not None:
             self.counters.count()
+        if self._capture is not None:
+            self._capture.tick()
+
+    def flush(self) -> None:
+        """Write what has gathered, and count what waits to be."""
+        self.tick()
+        if self._capture is not None:
+            self._capture.close()
         self.log.flush()
         if self.payloads is not None:
             self.payloads.flush()

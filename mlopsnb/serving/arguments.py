@@ -57,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_logs(parser.add_argument_group("what is told of requests"))
     add_options(parser, count=_count, seconds=_positive)
+    _add_capture(parser.add_argument_group("what is captured of requests, to be joined with labels later"))
     _add_profile(
         parser.add_argument_group("what is counted of requests, if the package has a reference profile")
     )
@@ -98,12 +99,30 @@ def _add_logs(group: argparse._ArgumentGroup) -> None:
         type=lambda text: tuple(text.split(",")),
         default=(),
         metavar="NAME,…",
-        help="inputs, outputs and features whose values are not logged",
+        help="inputs, outputs and features whose values are not logged and not captured",
     )
     add(
         "--otel",
         action="store_true",
         help="trace with OpenTelemetry; as well if OTEL_TRACES_EXPORTER or OTEL_EXPORTER_OTLP_ENDPOINT is set",
+    )
+
+
+def _add_capture(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--capture",
+        type=_share,
+        metavar="RATE",
+        help="write the rows of this share of the requests and their answers to Parquet files; --mask holds",
+    )
+    add("--capture-dir", type=Path, metavar="PATH", help="where to")
+    add(
+        "--capture-bytes",
+        type=_bytes,
+        default=1 << 30,
+        metavar="BYTES",
+        help="all files there together; the oldest go first (default: %(default)s)",
     )
 
 

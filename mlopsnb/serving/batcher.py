@@ -31,12 +31,14 @@ _SWEEP = 64
 class Limits:
     """What a batch and the queue may hold, in rows. `max_queue_delay` is in seconds.
 
+    A batch of `enough_rows`, if that is not 0, takes no more, though larger requests need not be cut there.
     With `joins` false each request goes alone and whole, whatever its size. A request that comes to an empty
     queue is always taken, so that the queue never holds more than its limit and one request.
     """
 
     joins: bool = True
     max_batch_size: int = 32
+    enough_rows: int = 0
     preferred_batch_size: tuple[int, ...] = ()
     max_queue_delay: float = 0.0
     max_queue_rows: int = 65_536
@@ -126,6 +128,14 @@ class Queue:
         """Whether not even one row more is taken."""
         return self.rows >= self.limits.max_queue_rows or self.nbytes >= self.limits.max_queue_bytes
 
+    @property
+    def has_full_batch(self) -> bool:
+        """Whether the next batch gains nothing by waiting for more."""
+        if not self.limits.joins:
+            return self.rows > 0
+        most, enough = self.limits.max_batch_size, self.limits.enough_rows
+        return (self.rows >= most or 0 < enough <= self.rows) and len(self._groups) == 1
+
     def push(self, job: Job) -> bool:
         """Let *job* wait; False, and it is not taken, if it would go beyond the limits."""
         limits = self.limits
@@ -159,8 +169,9 @@ class Queue:
     def cancel(self, job: Job) -> None:
         """Forget *job*: what waits of it will not be run, and it is not answered."""
         job.settled = True
-        job.inputs = {}
         if job.weight:
+            if job.weight == (job.rows or 1):  # else a thread may be reading them
+                job.inputs = {}
             self._forget(job)
             if self._dead > max(_SWEEP, self.rows):
                 self._sweep()
@@ -236,7 +247,7 @@ class Queue:
             rows, reached = rows + weight, index
             if rows in asked:
                 preferred = len(chosen), index
-            if full or rows >= most:
+            if full or rows >= most or 0 < limits.enough_rows <= rows:
                 full = True
                 break
         if preferred[0]:

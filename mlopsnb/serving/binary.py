@@ -73,9 +73,13 @@ def _numbers(raw: bytes | memoryview, dtype: str, count: int, where: str) -> Arr
             f"{where}: {count} values of {dtype} are {count * little.itemsize} bytes, found {size}"
         )
     array = np.frombuffer(raw, dtype=little)
-    if little.isnative and array.flags.aligned:
+    if not little.isnative:
+        return array.astype(dtype)
+    if array.flags.aligned:
         return array
-    return array.astype(dtype)
+    aligned: Array = np.empty(count, dtype)
+    aligned.view(np.uint8)[:] = np.frombuffer(raw, np.uint8)  # half the time of a copy number by number
+    return aligned
 
 
 def _texts(raw: bytes | memoryview, where: str) -> Array:

@@ -33,32 +33,48 @@ if TYPE_CHECKING:
     from mlopsnb.tensors import Array
 
 _TOO_LONG_SECONDS = 0.05
+_SOON_SECONDS = 0.05
 _TOO_OFTEN = 3
 _QUICK_AGAIN = 500
 _SMALL_BYTES = 32 << 20
 _log = logging.getLogger("mlopsnb.serving")
 
 
-class Instance:
-    """One model and the thread that calls it, if it is not called inline. Never called twice at a time."""
+class Instances:
+    """The models and as many threads that call them, unless one is called inline. None is called twice at a time.
 
-    def __init__(self, package: Package, threads: int, model: Model | None = None) -> None:
-        self._pool = ThreadPoolExecutor(
-            1, thread_name_prefix="model", initializer=tuning.set_threads, initargs=(threads,)
+    The threads share one line of batches, so that whichever is done first takes the next at once.
+    """
+
+    def __init__(self, package: Package, count: int, threads: int, model: Model) -> None:
+        self._threads = ThreadPoolExecutor(
+            count, thread_name_prefix="model", initializer=tuning.set_threads, initargs=(threads,)
         )
         try:
-            self.model = model or self._pool.submit(Model.load, package, threads).result()
+            others = (self._threads.submit(Model.load, package, threads) for _ in range(count - 1))
+            self.models = [model, *(other.result() for other in others)]
         except BaseException:
             self.close()
             raise
+        self._free = list(self.models)
 
-    def start(self, batch: Batch, done: Callable[[Ran], None], loop: asyncio.AbstractEventLoop) -> None:
-        """Run *batch* in the thread, then call *done* on *loop*."""
-        self._pool.submit(lambda: loop.call_soon_threadsafe(done, _run(self.model, batch)))
+    def start(
+        self, batch: Batch, done: Callable[[Batch, Ran], None], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        """Run *batch* in a thread, but for what is settled by then; then call *done* on *loop* with what was run."""
+
+        def run() -> None:
+            model = self._free.pop()  # there are as many as threads
+            alive = [piece for piece in batch if not piece.job.settled]
+            ran = _run(model, alive)
+            self._free.append(model)
+            loop.call_soon_threadsafe(done, alive, ran)
+
+        self._threads.submit(run)
 
     def close(self) -> None:
-        """Let the thread end."""
-        self._pool.shutdown(wait=False)
+        """Let the threads end."""
+        self._threads.shutdown(wait=False)
 
 
 def _run(model: Model, batch: Batch) -> Ran:
@@ -66,7 +82,10 @@ def _run(model: Model, batch: Batch) -> Ran:
         return model.run(batch)
     except BaseException as exc:  # noqa: BLE001  a thread that dies would leave its requests unanswered
         _log.error("a batch failed\n%s", stack(exc))
-        return Ran(results=[ModelFailure(f"the model's thread failed: {type(exc).__name__}") for _ in batch])
+        return Ran(
+            begin=time.perf_counter(),
+            results=[ModelFailure(f"the model's thread failed: {type(exc).__name__}") for _ in batch],
+        )
 
 
 class Engine:
@@ -82,20 +101,16 @@ class Engine:
         limits = Limits(
             joins=plan.joins,
             max_batch_size=plan.max_batch_size,
+            enough_rows=plan.enough_rows,
             preferred_batch_size=options.preferred_batch_size,
             max_queue_delay=options.max_queue_delay_ms / 1000,
             max_queue_rows=options.max_queue_rows,
         )
         self._queue = Queue(limits, batcher.free_inputs(package.manifest.signature))
-        self._instances = [Instance(package, plan.threads, model)]
-        try:
-            for _ in range(plan.instances - 1):
-                self._instances.append(Instance(package, plan.threads))
-        except BaseException:
-            self.close()
-            raise
-        self._idle = list(self._instances)
+        self._instances = Instances(package, plan.instances, plan.threads, model)
+        self._started = 0
         self._row_seconds = plan.row_seconds
+        self._took = plan.forward_seconds
         self._slow = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pump_is_due = False
@@ -130,7 +145,9 @@ class Engine:
         tuning.set_threads(plan.threads)
         if tuning.threads_are_loaded() and (plan.threads > 1 or package.bytes < _SMALL_BYTES):
             model = Model.load(package, plan.threads)  # without what the self-test's batches made it take
-        tuning.give_memory_back()
+        tuning.settle_memory()
+        if not plan.inline:
+            tuning.let_threads_in()
         engine = cls(package, model, plan, options, metrics or Metrics("model", "1"))
         _log.info("batching: %s", engine.batching)
         return engine
@@ -138,7 +155,7 @@ class Engine:
     @property
     def ready(self) -> bool:
         """Whether the model works."""
-        return not any(instance.model.broken for instance in self._instances)
+        return not any(model.broken for model in self._instances.models)
 
     @property
     def batching(self) -> dict[str, Any]:
@@ -164,7 +181,7 @@ class Engine:
 
     def golden_answer(self) -> Outputs:
         """Return what the model answers to its own example; not while it is served."""
-        model = self._instances[0].model
+        model = self._instances.models[0]
         return model.call(model.golden)
 
     def admit(self) -> None:
@@ -204,14 +221,15 @@ class Engine:
         job = Job(inputs, rows, done, deadline, loop.time(), time.perf_counter(), span=asker.span)
         if not self._queue.push(job):
             raise self._overloaded()
-        if self._idle and not self._pump_is_due:
+        if not self._takes_more():
+            if deadline is not None:
+                self._set_timer()
+        elif not self._pump_is_due:
             if at_once:
                 self._pump()
             else:
                 self._pump_is_due = True
                 loop.call_soon(self._pump)
-        elif deadline is not None and not self._idle:
-            self._set_timer()
         return job
 
     def cancel(self, job: Job) -> None:
@@ -220,27 +238,48 @@ class Engine:
 
     def close(self) -> None:
         """Let the threads end when they are done."""
-        for instance in self._instances:
-            instance.close()
+        self._instances.close()
+
+    @property
+    def _idles(self) -> bool:
+        """Whether a model has nothing to do."""
+        return self._started < len(self._instances.models)
+
+    def _takes_more(self) -> bool:
+        """Say whether a batch can be handed out now: to a model that idles, or to one that is done soon.
+
+        A thread that waits until the event loop comes round to it leaves a processor idle, which shows with models of
+        milliseconds. A batch that is full gains nothing by waiting here, so each thread has one in advance, unless it
+        takes so long that a deadline would be missed unseen.
+        """
+        most = len(self._instances.models)
+        if self._started < most:
+            return True
+        if self.plan.inline or self._started >= 2 * most or not self._queue.has_full_batch:
+            return False
+        return self._took < _SOON_SECONDS
 
     def _overloaded(self) -> Overloaded:
-        seconds = self._queue.rows * self._row_seconds / len(self._instances)
+        seconds = self._queue.rows * self._row_seconds / len(self._instances.models)
         return Overloaded(min(max(1, math.ceil(seconds)), 60))
 
     def _pump(self) -> None:
-        """Hand out batches while there are instances; inline one a turn, so that I/O has its turn as well."""
+        """Hand out batches while somebody takes them; inline one a turn, so that I/O has its turn as well."""
         assert self._loop is not None
         self._pump_is_due = False
         queue = self._queue
         now = self._loop.time()
         queue.expire(now, lambda job: DeadlineExceeded(now - job.arrived))
-        while queue.rows and self._idle:
+        while queue.rows and self._takes_more():
             batch = queue.take(now)
             if batch is None:
                 break
-            self.metrics.waited(time.perf_counter(), [piece.job.stamp for piece in batch])
-            if self.plan.inline and sum([p.stop - p.start for p in batch]) <= self.plan.inline_rows:
-                ran = _run(self._idle[-1].model, batch)
+            if (
+                self.plan.inline
+                and not self._started
+                and sum([p.stop - p.start for p in batch]) <= self.plan.inline_rows
+            ):
+                ran = _run(self._instances.models[0], batch)
                 if self._slow or ran.seconds > _TOO_LONG_SECONDS:
                     self._watch(ran)
                 self._answer(batch, ran)
@@ -249,15 +288,15 @@ class Engine:
                     self._loop.call_soon(self._pump)
                     return
             else:
-                instance = self._idle.pop()
-                instance.start(batch, partial(self._back, instance, batch), self._loop)
+                self._started += 1
+                self._instances.start(batch, self._back, self._loop)
         if queue.rows:
             self._set_timer()
 
     def _set_timer(self) -> None:
         """Look again when the next deadline or the end of the wait for a fuller batch comes."""
         assert self._loop is not None
-        when = self._queue.wake() if self._idle else self._queue.earliest
+        when = self._queue.wake() if self._idles else self._queue.earliest
         if self._timer is not None:
             if self._rings <= when:
                 return
@@ -269,15 +308,17 @@ class Engine:
         self._timer = None
         self._pump()
 
-    def _back(self, instance: Instance, batch: Batch, ran: Ran) -> None:
-        self._idle.append(instance)
+    def _back(self, batch: Batch, ran: Ran) -> None:
+        self._started -= 1
+        self._took = ran.seconds
         if self._slow:  # it ran inline once
             self._watch(ran)
+        self._pump()  # first, as a thread may wait for it
         self._answer(batch, ran)
-        self._pump()
 
     def _answer(self, batch: Batch, ran: Ran) -> None:
         """Give each request of *batch* what came of it."""
+        self.metrics.waited(ran.begin, [piece.job.stamp for piece in batch])
         for rows, seconds in ran.calls:
             self.metrics.ran(rows, seconds)
         if not ran.joinable:

@@ -57,7 +57,7 @@ class PayloadLog(Gathered[bytes]):
         super().__init__(file)
         self._mask = frozenset(mask)
         self._signature = signature
-        self._threshold = int(rate * 2**64)
+        self._share = share(rate)
         self._max_bytes = max_bytes
         self._about = dict(about or {})
         self._clock = Clock()
@@ -66,7 +66,7 @@ class PayloadLog(Gathered[bytes]):
         self, call: Call, status: int, inputs: Mapping[str, Array], outcome: Mapping[str, Array] | Exception
     ) -> None:
         """Note what *call* brought, and its answer if there was one. Never raises."""
-        if self._file is None or not self._takes(call.request_id):
+        if self._file is None or not chosen(call.request_id, self._share):
             return
         try:
             line = self._line(call, status, inputs, {} if isinstance(outcome, Exception) else outcome)
@@ -74,10 +74,6 @@ class PayloadLog(Gathered[bytes]):
             _log.error("the payload of request %s cannot be logged\n%s", call.request_id, stack(exc))
         else:
             self._note(line)
-
-    def _takes(self, request_id: str) -> bool:
-        digest = blake2b(request_id.encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "big") < self._threshold
 
     def _line(
         self, call: Call, status: int, inputs: Mapping[str, Array], outputs: Mapping[str, Array]
@@ -136,6 +132,17 @@ class PayloadLog(Gathered[bytes]):
 
     def _lines(self, noted: Iterable[bytes]) -> Iterable[bytes]:
         return noted
+
+
+def share(rate: float) -> int:
+    """Return the share *rate*, above 0 and up to 1, as `chosen` takes it."""
+    return int(rate * 2**64)
+
+
+def chosen(request_id: str, share: int) -> bool:
+    """Say whether the request is of that *share*; always the same of one id."""
+    digest = blake2b(request_id.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < share
 
 
 def check_mask(mask: Iterable[str], signature: Signature) -> None:

@@ -143,9 +143,8 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     def _refresh(self) -> None:
-        """Count what waits to be, and follow the files of tokens and TLS."""
-        if self._app.counters is not None:
-            self._app.counters.count()
+        """Let the app do what is due, and follow the files of tokens and TLS."""
+        self._app.tick()
         if self._app.tokens is not None and self._app.tokens.refresh():
             fastlane.forget_heads(self._protocol)
         if self._tls is not None:

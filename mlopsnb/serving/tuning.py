@@ -7,6 +7,7 @@ an option that overrules it, and the metadata shows what was measured and chosen
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -31,12 +32,16 @@ INLINE_BATCH_SECONDS = 0.005
 
 MAX_INSTANCES = 8
 _REPEATS = 15
+_FEW_SECONDS = 0.001
 _NEAR_BEST = 0.95
 _WORSE = 1.1
 _ENOUGH_ROWS = 64
 _GOOD_USE = 0.8
 _TRIAL_ROWS = 3
 _TRIAL_SECONDS = 0.1
+_SWITCH_SECONDS = 0.0005
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_KEPT_BYTES = 16 << 20
 _FREE_THE_GIL = ("torch", "tensorflow", "onnxruntime")
 
 
@@ -51,12 +56,17 @@ class Options:
     instances: int | None = None
     max_queue_rows: int = 65_536
 
+    @property
+    def asks_for_sizes(self) -> bool:
+        """Whether the operator knows better which batches are good."""
+        return bool(self.max_batch_size or self.preferred_batch_size or self.max_queue_delay_ms)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
     """The least seconds of a call by its rows, and of one row by the threads that the framework used.
 
-    `apart` says why requests must not share a call; empty if they may. `tried` is false if the model is too
+    No more than `limit` rows were seen to go well, or were tried. `apart` says why requests must not share a call; empty if they may. `tried` is false if the model is too
     slow to find out. `parallel` says whether several threads can run models of this framework at a time.
     """
 
@@ -65,6 +75,7 @@ class Measured:
     apart: str = ""
     tried: bool = True
     parallel: bool = False
+    limit: int = SIZES[-1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +83,8 @@ class Plan:
     """How the model is run: inline on the event loop, or in a thread for each instance.
 
     `threads` are the framework's own in each call, 0 if they are left alone. Batches of more than `inline_rows`
-    never hold the event loop up. `row_seconds` is what a row takes in a full batch.
+    never hold the event loop up. `row_seconds` is what a row takes in a full batch. From `enough_rows` on more rows in
+    a call gain nothing, so that a request of so many is not copied to join others; 0: nobody knows.
     """
 
     inline: bool
@@ -83,6 +95,7 @@ class Plan:
     inline_rows: int
     row_seconds: float
     forward_seconds: float
+    enough_rows: int = 0
     apart: str = ""
 
 
@@ -105,6 +118,7 @@ def measure(
     by_threads = _by_threads(model, one, seconds[1], cpus, budget / 8, anew)
     tried = has_rows and seconds[1] < _TRIAL_SECONDS
     apart = _trial(model) if tried else "" if has_rows else "an input or output has no free first axis"
+    limit = SIZES[-1]
     for rows in SIZES[1:] if tried and not apart else ():
         left = end - time.perf_counter()
         if 4 * seconds[rows // 2] > left:  # it is called twice at least, and may take twice as long
@@ -114,9 +128,12 @@ def measure(
             if seconds[rows] > 2 * _WORSE * seconds[rows // 2] and rows >= _ENOUGH_ROWS:
                 break  # the caches are full, and it gets worse from here; a little may be a busy machine
         except Exception:  # noqa: BLE001  so many rows are too many; what ran is the limit
+            limit = max(seconds)
             break
     parallel = any(loaded(name) is not None for name in _FREE_THE_GIL)
-    return Measured(seconds=seconds, by_threads=by_threads, apart=apart, tried=tried, parallel=parallel)
+    return Measured(
+        seconds=seconds, by_threads=by_threads, apart=apart, tried=tried, parallel=parallel, limit=limit
+    )
 
 
 def _by_threads(
@@ -146,12 +163,12 @@ def _by_threads(
 def _least(call: Callable[[], object], budget: float) -> float:
     """Return the least of a few calls after a first one, of fewer if *budget* seconds are over; never of none.
 
-    Whatever else the machine does makes a call slower, never faster.
+    Whatever else the machine does makes a call slower, never faster, and may use the budget up at once.
     """
     call()
     end = time.perf_counter() + budget
     found: list[float] = []
-    while len(found) < _REPEATS and (not found or time.perf_counter() < end):
+    while len(found) < _REPEATS and (time.perf_counter() < end or sum(found) < _FEW_SECONDS):
         begin = time.perf_counter()
         call()
         found.append(time.perf_counter() - begin)
@@ -201,14 +218,16 @@ def decide(measured: Measured, options: Options, cpus: int) -> Plan:
     joins = options.batching == "auto" and wanted and not measured.apart
     most, its_seconds = max(measured.seconds.items())
     inline_rows = max(1, int(most * INLINE_BATCH_SECONDS / its_seconds))
-    size = min(most, inline_rows) if inline else _best_size(measured.seconds)
-    size = options.max_batch_size or size
+    enough = _best_size(measured.seconds)
+    # To cut a request costs time, so that no size is cut because it was not measured, or on a bad moment.
+    size = options.max_batch_size or (min(measured.limit, inline_rows) if inline else enough)
     return Plan(
         inline=inline,
         instances=instances,
         threads=threads,
         joins=joins,
         max_batch_size=size if joins else 1,
+        enough_rows=0 if options.asks_for_sizes else min(enough, size),
         inline_rows=inline_rows,
         row_seconds=its_seconds / most,
         forward_seconds=one,
@@ -240,10 +259,25 @@ def set_threads(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
-def give_memory_back() -> None:
-    """Let the system have what large batches took and freed; glibc would keep it. Nothing where it is not glibc's."""
+def let_threads_in() -> None:
+    """Let a thread that has run the model have the interpreter soon.
+
+    The event loop lets go of it for moments only while it takes requests in, and by default is asked for it after 5 ms:
+    longer than many models take, and the processor idles meanwhile.
+    """
+    sys.setswitchinterval(_SWITCH_SECONDS)
+
+
+def settle_memory() -> None:
+    """Let the system have what large batches took and freed, and keep what requests free. Nothing without glibc.
+
+    glibc gives memory at the end of its heap back when there is somewhat more than the largest block so far. The bodies
+    and arrays of one large request can be that, and the system would have to clear the same pages for each again.
+    """
     import ctypes  # numpy has imported it
 
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim") and hasattr(libc, "mallopt"):
+        libc.malloc_trim(0)
+        libc.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES // 4)
+        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)

@@ -172,6 +172,19 @@ def _blobs(tensors: Sequence[_Tensor], raw: memoryview | None) -> dict[int, memo
     return found
 
 
+def raw_places(header: bytes) -> dict[str, slice] | None:
+    """Return where behind the JSON *header* of a sound request the bytes of each tensor are; None if one has none."""
+    places: dict[str, slice] = {}
+    start = 0
+    for tensor in _REQUEST.decode(header).inputs:
+        size = tensor.parameters.binary_data_size if tensor.parameters else None
+        if size is None:
+            return None
+        places[tensor.name] = slice(start, start + size)
+        start += size
+    return places
+
+
 def _why_not_json(body: bytes, exc: Exception) -> str:
     if not body.strip():
         return "the request has no body; expected JSON"

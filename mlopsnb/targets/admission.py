@@ -81,11 +81,17 @@ _REFUSALS = (
         "a limit range of the namespace does not allow the pod: {a}",
         "deploy with cpu= and memory= within these limits",
     ),
+    _Refusal(
+        "FailedCreate",
+        re.compile(r"in namespace (?P<a>\S+) because it is being terminated"),
+        "the namespace {a} is being deleted",
+        "name another one (MLOPSNB_NAMESPACE)",
+    ),
 )
 
 
-def refused(said: str) -> Verdict:
-    """Explain the API server's refusal *said*."""
+def recognised(said: str) -> Verdict | None:
+    """Explain the API server's refusal *said*, or return None if it is of no known kind."""
     said = " ".join(said.split())
     for refusal in _REFUSALS:
         if match := refusal.pattern.search(said):
@@ -96,8 +102,13 @@ def refused(said: str) -> Verdict:
                 hint=refusal.hint.format(**facts),
                 grace=refusal.grace,
             )
-    return Verdict(
+    return None
+
+
+def refused(said: str) -> Verdict:
+    """Explain the API server's refusal *said* to take a pod."""
+    return recognised(said) or Verdict(
         kind="FailedCreate",
-        message=f"the cluster does not take the pod: {said or 'it gives no reason'}",
+        message=f"the cluster does not take the pod: {said.strip() or 'it gives no reason'}",
         hint="change what it names, or ask the administrator",
     )

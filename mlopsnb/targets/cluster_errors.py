@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlopsnb.errors import DeployError
+from mlopsnb.targets.admission import recognised
 
 _CANNOT = re.compile(
     r'User "(?P<user>[^"]+)" cannot (?P<verb>\w+) resource "(?P<resource>[^"]+)"'
@@ -98,19 +99,8 @@ def translated(status: int, body: bytes, doing: Doing) -> DeployError:
             hint="name another one (MLOPSNB_NAMESPACE), or ask the cluster's administrator to make it",
         )
     kind = Conflict if status == 409 else Rejected
-    return kind(f"the cluster refused to {doing}: {said}", status=status, hint=_hint(said))
-
-
-def _hint(said: str) -> str:
-    if "exceeded quota" in said:
-        return "ask for less (cpu=, memory=, replicas=), remove what is not needed, or have the quota raised"
-    if "violates PodSecurity" in said:
-        return "the namespace enforces a Pod Security Standard; the message says which field is in its way"
-    if "admission webhook" in said or "failed calling webhook" in said:
-        return "a policy of the cluster says so; its administrator can say what it asks for"
-    if "being terminated" in said:
-        return "the namespace is being deleted; name another one (MLOPSNB_NAMESPACE)"
-    return ""
+    known = recognised(said)
+    return kind(f"the cluster refused to {doing}: {said}", status=status, hint=known.hint if known else "")
 
 
 def _message(body: bytes) -> str:

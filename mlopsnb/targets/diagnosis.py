@@ -6,10 +6,10 @@ A verdict is given as soon as the cluster knows, and says for how long the same 
 * At once: an image that its registry does not have or does not give, a name that is none, a secret, config map or
   service account that is not there, a container killed for its memory or by its own probe, a denial by policy or
   webhook, a command that cannot be run, a server that says that its model cannot be loaded.
-* A crash: at the second one, as the first may have been chance; whatever its exit code.
+* At the second time: a crash, an eviction; the first may have been chance.
 * After seconds: no node has room (others may finish, or a node be added), the quota is full (stopped pods may still
   hold a part of it), a registry or a webhook does not answer, a started server is not ready.
-* When the time is over: what only takes long. The latest of these is told then.
+* Never by itself: probes that fail while a server starts, a cluster that adds a node. It is told if the time is over.
 """
 
 from __future__ import annotations

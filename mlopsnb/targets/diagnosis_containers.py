@@ -55,24 +55,27 @@ def container_verdict(observed: Observed, pod: Object, status: Object) -> Verdic
     if found := _not_made(observed, pod, status, reason):
         return found
     last = _end(status)
-    if last is None:
-        return _probes(observed, pod, status)
     if text(last, "reason") == "OOMKilled":
         return _out_of_memory(pod, status)
     if killed := _killed_by_probe(observed, pod, status):
         return killed
+    if last is None:
+        return _probes(observed, pod, status)
     if text(last, "reason") in ("ContainerCannotRun", "StartError"):
         return _cannot_run(pod, text(last, "message"))
     return _crash(observed, pod, status, last)
 
 
-def died(pod: Object) -> list[tuple[str, bool, int]]:
-    """Return the containers of *pod* that have ended: name, whether another one runs or waits now, and restarts."""
-    return [
-        (text(s, "name"), not at(s, "state", "terminated"), number(s, "restartCount"))
-        for s in statuses(pod)
-        if _end(s) is not None
-    ]
+def with_last_words(observed: Observed, pod: Object) -> list[tuple[str, bool, int]]:
+    """Return the containers of *pod* whose log tells why they end: name, whether another one runs by now, restarts."""
+    found = []
+    for status in statuses(pod):
+        name, restarts = text(status, "name"), number(status, "restartCount")
+        if _end(status) is not None:
+            found.append((name, not at(status, "state", "terminated"), restarts))
+        elif any(_about(e, name) for e in events_of(observed, pod, "Killing")):
+            found.append((name, False, restarts))
+    return found
 
 
 def statuses(pod: Object) -> list[Object]:
@@ -339,10 +342,15 @@ def _probes(observed: Observed, pod: Object, status: Object) -> Verdict | None:
     message = f"pod {name_of(pod)} runs but its {probe} probe fails{answer}"
     if probe == "readiness":
         grace = UNREADY if asked is not None and at(status, "started") is True else NEVER
-        return Verdict(kind="ReadinessFailed", message=message, hint=_probe_hint(answer), grace=grace)
+        usual = grace == NEVER
+        return Verdict(
+            kind="ReadinessFailed", message=message, hint=_probe_hint(answer), grace=grace, usual=usual
+        )
     failures = sum(number(e, "count") for e in _probe_events(observed, pod, name, probe))
     over = asked is not None and failures >= (number(asked, "failureThreshold") or 3)
-    return Verdict(kind="StartupFailed", message=message, hint=_SLOW, grace=0.0 if over else NEVER)
+    return Verdict(
+        kind="StartupFailed", message=message, hint=_SLOW, grace=0.0 if over else NEVER, usual=not over
+    )
 
 
 def _probe_events(observed: Observed, pod: Object, container: str, probe: str) -> list[Object]:

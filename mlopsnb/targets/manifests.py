@@ -43,6 +43,9 @@ READY_SECONDS = 600
 """The least that a model gets to load."""
 
 _BUSY_PERCENT = 80
+_COUNTERS = "/tmp/profile"  # noqa: S108  in the container
+"""Where the server keeps what it counts of live rows: on the pod's own volume, which outlives its containers."""
+
 _CPU = "100m"
 """What a pod asks for that was given no cpu: enough to be placed with some thought."""
 
@@ -212,6 +215,7 @@ def _arguments(name: str, revision: Revision) -> list[str]:
     cache = revision.cache_bytes
     return [
         *("--name", name, "--version", version(revision), "--workers", str(revision.workers)),
+        *("--profile-dir", _COUNTERS),
         *(("--cache-bytes", str(cache)) if cache else ()),
     ]
 

@@ -48,13 +48,15 @@ class Verdict:
     """Why a revision is not ready: what happened and what was found (`message`), and what to do (`hint`).
 
     `grace` is for how many seconds the same kind has to be found before it is certain, because until then it may
-    pass by itself. `log` are the last lines of the container that it is about, if it has died.
+    pass by itself. `usual` is what belongs to every start: it is told only if the time is over. `log` are the last lines
+    of the container that it is about, if it has died.
     """
 
     kind: Kind
     message: str
     hint: str
     grace: float = 0.0
+    usual: bool = False
     log: tuple[str, ...] = ()
 
     @property

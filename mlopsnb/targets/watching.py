@@ -18,7 +18,7 @@ from mlopsnb.errors import DeployError, NotReady
 from mlopsnb.events import Event, Replica, Step, report
 from mlopsnb.targets.cluster_errors import ClusterUnreachable, Forbidden
 from mlopsnb.targets.diagnosis import diagnose
-from mlopsnb.targets.diagnosis_containers import LAST_LINES, died
+from mlopsnb.targets.diagnosis_containers import LAST_LINES, with_last_words
 from mlopsnb.targets.pod_phases import replica
 from mlopsnb.targets.reflector import Changed, Listed, Lost, News, Reflector
 from mlopsnb.targets.verdicts import NEVER, Observed, at, labels, name_of, number, text
@@ -219,10 +219,10 @@ class _Wait:
         return since + verdict.grace
 
     def _fetch_logs(self) -> None:
-        """Fetch the last lines of containers that have died, once for each time; they are gone with the next."""
-        space = self._cluster.namespace
+        """Fetch the last lines of containers that end, once for each time; they are gone with the next."""
+        space, observed = self._cluster.namespace, self._seen.observed()
         for pod in self._seen.pods:
-            for container, replaced, restarts in died(pod):
+            for container, replaced, restarts in with_last_words(observed, pod):
                 key = (name_of(pod), container, restarts)
                 if key in self._fetched:
                     continue
@@ -256,13 +256,11 @@ class _Wait:
         """Report how the pods are, if that has changed, and what may become a failure."""
         rows = tuple(replica(pod, self._seen.observed()) for pod in self._seen.pods)
         line = self._line(rows)
-        if verdict and verdict.grace < NEVER:
+        if verdict and not verdict.usual:
             line += f"; {verdict.message}"
         if self._seen.lost:
             line += "; the API server does not answer, waiting for it"
-        wanted = self._wanted()
-        share = min(1.0, sum(r.ready for r in rows) / wanted) if wanted else None
-        event = Event(step=self._step, state="progress", message=line, fraction=share, replicas=rows)
+        event = Event(step=self._step, state="progress", message=line, replicas=rows)
         if event != self._told:
             self._told = event
             report(event)

@@ -150,6 +150,8 @@ def sizes_taken(limits, sizes, now=0.0):
         (Limits(max_batch_size=4), [10, 1], [[4], [4], [2, 1]]),
         (Limits(max_batch_size=4), [0, 0, 0, 0, 0], [[0, 0, 0, 0], [0]]),
         (Limits(joins=False, max_batch_size=1), [10, 1], [[10], [1]]),
+        (Limits(max_batch_size=8, enough_rows=4), [1, 1, 3, 1, 6, 9], [[1, 1, 3], [1, 6], [8], [1]]),
+        (Limits(max_batch_size=8, enough_rows=4, max_queue_delay=1.0), [3, 3], [[3, 3]]),
         (Limits(max_batch_size=8, preferred_batch_size=(4,)), [1] * 7, [[1] * 4, [1] * 3]),
         (Limits(max_batch_size=8, preferred_batch_size=(2, 6)), [1] * 7, [[1] * 6, [1]]),
         (Limits(max_batch_size=8, max_queue_delay=1.0), [3, 3], []),

@@ -14,6 +14,7 @@ from mlopsnb.records import Signature, TensorSpec
 from mlopsnb.serving import v2
 from mlopsnb.serving.errors import BadRequest
 from mlopsnb.serving.protocols import open_inference
+from mlopsnb.serving.rawrequests import RawRequests
 
 ALL_DTYPES = sorted(v2.DATATYPES)
 TEXT = st.text(st.characters(codec="utf-8"), max_size=8)
@@ -275,6 +276,56 @@ def test_any_bytes_behind_the_json_are_a_tensor_or_a_bad_request(dtype, shape, s
     except BadRequest:
         return
     assert list(request.inputs["x"].shape) == shape
+
+
+def outcome(read, body, length):
+    """Return all that *read* makes of the request, or the message with which it refuses it."""
+    try:
+        request = read(body, length)
+    except BadRequest as exc:
+        return exc.kind, exc.message
+    inputs = [
+        (name, a.dtype, a.shape, a.tobytes()) for name, a in request.inputs.items() if a.dtype != object
+    ]
+    texts = [(name, a.shape, a.tolist()) for name, a in request.inputs.items() if a.dtype == object]
+    return inputs, texts, request.rows, request.outputs, request.binary
+
+
+@pytest.mark.parametrize("dtype", ALL_DTYPES)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data(), raw=st.binary(max_size=40), cut=st.integers(-3, 3), json=st.booleans())
+def test_behind_json_that_is_known_bytes_are_read_as_they_are_behind_new(dtype, data, raw, cut, json):
+    a = data.draw(arrays(dtype))
+    signature = signature_of(b=np.ones((a.shape[0], 2), np.int8), a=a)
+    body, length = v2.encode_binary_request({"a": a, "b": np.ones((a.shape[0], 2), np.int8)})
+    if json:
+        body, length = message(
+            tensor("a", a.shape, v2.DATATYPES[dtype], size=len(body) - length - 2 * len(a)),
+            tensor("b", (len(a), 2), "INT8", data=[1] * 2 * len(a)),
+            raw=body[length : len(body) - 2 * len(a)],
+        )
+    reader = RawRequests(signature)
+    head, sent = body[:length], body[length:]
+    for other in (
+        sent,
+        raw[: len(sent)].ljust(len(sent), b"\x02"),
+        sent[: len(sent) - cut],
+        sent + raw,
+        sent,
+    ):
+        wanted = outcome(lambda b, n: v2.decode_request(b, signature, header_length=n), head + other, length)
+        assert outcome(reader.decode, head + other, length) == wanted
+    assert bool(reader._known) != json
+
+
+def test_only_so_many_heads_are_kept_and_none_with_an_id():
+    reader = RawRequests(Signature(inputs=(X,), outputs=OUT))
+    for number in range(200):
+        reader.decode(*message(tensor(size=8), raw=RAW, id=str(number)))
+        assert not reader._known
+    for number in range(200):
+        reader.decode(*message(tensor(size=8), raw=RAW, parameters={"n": number}))
+        assert 0 < len(reader._known) <= 64
 
 
 @settings(max_examples=200, deadline=None)

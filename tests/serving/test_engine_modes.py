@@ -314,6 +314,51 @@ def test_a_deadline_that_has_passed_when_it_comes_is_kept_on_uvloop(engine, mode
     assert model.calls == [(1, 2)]
 
 
+@pytest.mark.parametrize("waits_for_it", [True, False])
+def test_a_full_batch_is_with_the_thread_in_advance_and_not_run_for_those_who_left(
+    engine, model, waits_for_it
+):
+    served = engine(inline=False)
+    model.gate.clear()
+
+    async def run():
+        first = asyncio.ensure_future(ask(served, 1))
+        await asyncio.to_thread(model.entered.wait, 30)
+        full = [asyncio.ensure_future(ask(served, n)) for n in range(8)]
+        rest = asyncio.ensure_future(ask(served, 9))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert served.metrics.queue_rows() == 1
+        for asked in [] if waits_for_it else full:
+            asked.cancel()
+        await all_of(*([] if waits_for_it else full))
+        model.gate.set()
+        return await first, await rest, await all_of(*full)
+
+    first, rest, full = asyncio.run(run())
+    assert (first, rest) == ([2], [18])
+    if waits_for_it:
+        assert full == [[2.0 * n] for n in range(8)]
+    assert model.calls == [(1, 2), *([(8, 2)] if waits_for_it else []), (1, 2)]
+
+
+def test_a_model_that_takes_long_has_nothing_in_advance_so_that_deadlines_hold(engine, model):
+    served = engine(inline=False, forward_seconds=1.0)
+    model.gate.clear()
+
+    async def run():
+        loop = asyncio.get_running_loop()
+        first = asyncio.ensure_future(ask(served, 1))
+        await asyncio.to_thread(model.entered.wait, 30)
+        late = await all_of(*(ask(served, n, deadline=loop.time() + 0.02) for n in range(8)))
+        model.gate.set()
+        return await first, late
+
+    first, late = asyncio.run(run())
+    assert (first, {type(one) for one in late}) == ([2], {DeadlineExceeded})
+    assert model.calls == [(1, 2)]
+
+
 def test_what_was_cancelled_is_not_run(engine, model):
     served = engine(inline=False)
     model.gate.clear()

@@ -112,8 +112,29 @@ def test_a_model_with_a_limit_of_its_own_keeps_it():
         return {"y": inputs["x"][:, 0]}
 
     measured = tuning.measure(model_of(predict), 2, budget=0.1)
-    assert max(measured.seconds) == 8
+    assert max(measured.seconds) == measured.limit == 8
     assert decide(measured, Options(), 2).max_batch_size <= 8
+
+
+def test_a_size_that_was_not_measured_is_not_cut_on_the_event_loop():
+    few = Measured(seconds={rows: 1e-5 + 1e-6 * rows for rows in (1, 2, 4, 8)})
+    plan = decide(few, Options(), 2)
+    assert (plan.inline, plan.max_batch_size, plan.enough_rows) == (True, 2222, 8)
+    assert decide(replace(few, limit=8), Options(), 2).max_batch_size == 8
+
+
+@pytest.mark.parametrize(
+    ("options", "enough"),
+    [
+        (Options(), 256),
+        (Options(instances=3), 256),
+        (Options(max_batch_size=512), 0),
+        (Options(preferred_batch_size=(512,)), 0),
+        (Options(max_queue_delay_ms=1), 0),
+    ],
+)
+def test_who_asks_for_sizes_gets_batches_that_are_as_full(options, enough):
+    assert decide(MICRO, options, 4).enough_rows == enough
 
 
 def test_a_model_without_rows_is_timed_as_it_is():

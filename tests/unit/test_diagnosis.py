@@ -200,6 +200,12 @@ def test_a_kill_waits_for_the_event_that_says_whose_it_was():
     )
 
 
+def test_a_kill_is_told_before_the_container_has_ended():
+    killing = event("Killing", "Container model failed liveness probe, will be restarted")
+    assert verdict(pod(RUNNING), killing).kind == "LivenessFailed"
+    assert verdict(pod(RUNNING), event("Killing", "Stopping container model")) is None
+
+
 def test_a_startup_probe_that_gives_up():
     killing = event("Killing", "Container model failed startup probe, will be restarted")
     found = verdict(pod(RUNNING, last=terminated(137), restarts=1), killing)

@@ -136,6 +136,11 @@ REFUSALS = {
         ),
         0,
     ),
+    'pods "x" is forbidden: unable to create new content in namespace ml because it is being terminated': (
+        "FailedCreate",
+        "the namespace ml is being deleted",
+        0,
+    ),
     "the moon is full": ("FailedCreate", "the cluster does not take the pod: the moon is full", 0),
 }
 

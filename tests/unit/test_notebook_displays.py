@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import contextmanager
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -63,6 +64,10 @@ class Fixed:
 
     def observe(self, name):
         return self._release
+
+    @contextmanager
+    def reach(self, name, revision_id):
+        yield next(r.address for r in self._release.revisions if r.id == revision_id)
 
 
 class Words(HTMLParser):

@@ -326,7 +326,7 @@ def test_completion_of_options_values_and_variables(ip):
         "%deploy net --format torch_export",
         "%deploy net --format torchscript",
     ]
-    assert complete(ip, "%deploy net --target ") == ["%deploy net --target process"]
+    assert complete(ip, "%deploy net --target p") == ["%deploy net --target process"]
     assert complete(ip, "%deploy n") == ["%deploy net", "%deploy note"]
     assert complete(ip, "%deploy net --metrics n") == ["%deploy net --metrics note"]
     assert complete(ip, "%deploy m") == ["%deploy models:/"]

@@ -7,7 +7,7 @@ import pytest
 
 from mlopsnb.notebook.grammar import DEPLOY, DEPLOYMENTS, DRIFT, EXPORT, LOG_MODEL, LOGS, PREDICT, VERBS
 from mlopsnb.notebook.magics import dns_label, twin
-from mlopsnb.notebook.parsing import Scope, help_text, parse, read
+from mlopsnb.notebook.parsing import Scope, help_text, is_uri, parse, read
 from mlopsnb.notebook.splitting import UsageError
 
 
@@ -103,6 +103,20 @@ def test_what_is_wrong(verb, line, message):
     with pytest.raises(UsageError) as caught:
         values(verb, line, model=1, art=2)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["fraud:v3", "ghcr.io/team/fraud:v3-1a2b3c4", "localhost:5000/a@sha256:" + "0" * 64, "models:/a/1"],
+)
+def test_addresses_and_images_are_no_python(word):
+    assert is_uri(word)
+    assert values(DEPLOY, word) == {"what": word}
+
+
+@pytest.mark.parametrize("word", ["model", "models[1:2]", "a.b", "{1:2}", "x[0]:", "(a:=1)"])
+def test_python_is_no_image(word):
+    assert not is_uri(word)
 
 
 @pytest.mark.parametrize("line", ["-h", "model --help", "--help"])

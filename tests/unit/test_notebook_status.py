@@ -9,10 +9,19 @@ from hypothesis import strategies as st
 
 from mlopsnb import events
 from mlopsnb.errors import DeployError
-from mlopsnb.events import Event, report, report_progress, step
+from mlopsnb.events import Event, Replica, report, report_progress, step
 from mlopsnb.notebook import views
 from mlopsnb.notebook.render import cancel_html, event_line, seconds, to_html, to_text
-from mlopsnb.notebook.status import LINES, Snapshot, StepView, advance, finish, masked, tick
+from mlopsnb.notebook.status import (
+    LINES,
+    Snapshot,
+    StepView,
+    advance,
+    finish,
+    masked,
+    tick,
+    without_overwritten,
+)
 from mlopsnb.notebook.views import Throttle, choose, following
 
 START = Snapshot(title="%deploy net", started=0.0, notes=("example: X_test[:64]",))
@@ -57,6 +66,57 @@ def test_a_step_that_starts_again_is_a_new_line():
 def test_an_end_without_a_start_is_a_line_too():
     now = after((2.0, "route", "succeeded", "done", None))
     assert now.steps == (StepView(step="route", state="succeeded", started=2.0, ended=2.0, message="done"),)
+
+
+def pods(*rows, at=START):
+    replicas = tuple(Replica(name=n, phase=p, ready=p == "ready") for n, p in rows)
+    ready = sum(r.ready for r in replicas)
+    event = Event(
+        step="start", state="progress", message=f"{ready} of {len(rows)} pods ready", replicas=replicas
+    )
+    return advance(at, event, 1.0)
+
+
+def test_several_replicas_have_a_row_each():
+    now = pods(("net-r1-<a>", "ready"), ("net-r1-b", "pulling image"))
+    assert to_text(now).splitlines()[2:] == [
+        "  ▸ start the server  running             …  1 of 2 pods ready",
+        "      ✓ net-r1-<a>: ready",
+        "      ▸ net-r1-b: pulling image",
+    ]
+    assert "✓ net-r1-&lt;a&gt;: ready<br>▸ net-r1-b: pulling image" in to_html(now)
+
+
+def test_rows_stay_with_a_failure_and_go_with_success():
+    now = pods(("a", "ready"), ("b", "OOMKilled"))
+    assert after((2.0, "start", "progress", "", None), at=now).steps[0].replicas == now.steps[0].replicas
+    assert "b: OOMKilled" in to_text(after((2.0, "start", "failed", "no", None), at=now))
+    assert after((2.0, "start", "succeeded", "", None), at=now).steps[0].replicas == ()
+
+
+def test_one_replica_is_told_by_the_message_and_many_are_cut_short():
+    assert "\u25b8 a:" not in to_text(pods(("a", "starting")))
+    assert to_text(pods(*((f"p{i}", "starting") for i in range(20)))).endswith("\n      and 8 more")
+
+
+class Picture:
+    """A record that can be shown."""
+
+    def _repr_html_(self):
+        return "<b>so far</b>"
+
+
+def test_a_record_is_shown_while_its_step_runs_and_not_after():
+    def folded(now, event):
+        return advance(now, event, 1.0)
+
+    begun = Event(step="watch", state="started")
+    shown = Event(step="watch", state="progress", shown=Picture())
+    said = Event(step="watch", state="progress", message="on it goes")
+    assert "<b>so far</b>" in to_html(reduce(folded, (begun, shown, said), START))
+    over = Event(step="watch", state="succeeded")
+    assert "<b>so far</b>" not in to_html(reduce(folded, (begun, shown, over), START))
+    assert "<b>so far</b>" not in to_html(finish(reduce(folded, (begun, shown), START), "cancelled", 9.0))
 
 
 def test_finish_ends_what_still_runs():
@@ -191,6 +251,36 @@ def test_only_work_can_be_cancelled_not_the_clearing_up():
 )
 def test_secrets_and_control_characters_are_not_shown(said, shown):
     assert masked(said) == shown
+
+
+TOLD = st.builds(
+    Event,
+    step=st.sampled_from(["export", "start"]),
+    state=st.sampled_from(["started", "progress", "progress", "progress", "succeeded"]),
+    message=st.sampled_from(["", "a", "b"]),
+    fraction=st.none() | st.floats(0, 1),
+    done=st.none() | st.integers(0, 5),
+    total=st.none() | st.integers(0, 5),
+    line=st.sampled_from(["", "", "one", "two"]),
+    shown=st.sampled_from([None, None, "table"]),
+    replicas=st.sampled_from([None, None, (), (Replica(name="a", phase="starting"),)]),
+)
+
+
+@given(st.lists(TOLD, max_size=40))
+def test_events_that_are_overwritten_leave_no_trace(events):
+    told = [(Event(step="start", state="started"), 0.0), (Event(step="export", state="started"), 0.0)]
+    told += [(event, float(i)) for i, event in enumerate(events)]
+    kept = without_overwritten(told)
+    assert kept[-1] == told[-1]
+    snapshots = [reduce(lambda now, t: advance(now, *t), some, START) for some in (told, kept)]
+    assert snapshots[0] == snapshots[1]
+
+
+def test_of_a_flood_little_is_kept():
+    told = [(Event(step="pack", state="progress", message=str(i), fraction=0.5), 0.0) for i in range(500)]
+    told += [(line("pack", str(i)), 0.0) for i in range(500)]
+    assert len(without_overwritten(told)) == 2 + LINES
 
 
 @given(st.text(max_size=80))

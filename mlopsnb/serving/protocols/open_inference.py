@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from mlopsnb.serving import v2
 from mlopsnb.serving.codec import Codec
 from mlopsnb.serving.errors import BadRequest
+from mlopsnb.serving.rawrequests import RawRequests
 from mlopsnb.serving.routes import Headers, Prediction, Reply, Route, ServedModel, always, json_reply
 
 if TYPE_CHECKING:
@@ -28,10 +29,13 @@ def routes(model: ServedModel) -> dict[str, Route]:
         return json_reply({"name": model.name, "ready": is_ready}, 200 if is_ready else 503)
 
     codec = Codec(model)
+    raw = RawRequests(model.signature)
 
     def decode(body: bytes, headers: Headers) -> Prediction:
-        plain = codec.decode(body) if HEADER_LENGTH not in headers else None
-        return plain or _decode(model, body, headers)
+        length = header_length(headers)
+        if length is not None:
+            return _prediction(model, raw.decode(body, length))
+        return codec.decode(body) or _prediction(model, v2.decode_request(body, model.signature))
 
     found = {
         "/v2": Route(show=lambda ready: json_reply(server_metadata())),
@@ -62,9 +66,7 @@ def server_metadata() -> Mapping[str, object]:
     }
 
 
-def _decode(model: ServedModel, body: bytes, headers: Headers) -> Prediction:
-    request = v2.decode_request(body, model.signature, header_length=header_length(headers))
-
+def _prediction(model: ServedModel, request: v2.InferRequest) -> Prediction:
     def encode(outputs: Mapping[str, Array]) -> Reply:
         content, length = v2.answer(request, outputs, model_name=model.name, model_version=model.version)
         if length is None:

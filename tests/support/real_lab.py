@@ -50,7 +50,7 @@ def jupyterlab(home: Path, work: Path, **environment: str) -> Iterator[str]:
     command = [
         *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1"),
         *(f"--port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={TOKEN}"),
-        "--LabApp.expose_app_in_browser=True",
+        *("--LabApp.expose_app_in_browser=True", "--ServerApp.allow_unauthenticated_access=False"),
     ]
     with (home / "lab.log").open("w") as log:
         server = subprocess.Popen(
@@ -65,7 +65,12 @@ def jupyterlab(home: Path, work: Path, **environment: str) -> Iterator[str]:
             yield f"http://127.0.0.1:{port}"
         finally:
             server.terminate()
-            server.wait(60)
+            try:
+                server.wait(60)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait(60)
+                raise
 
 
 def _free_port() -> int:
@@ -98,12 +103,17 @@ def chromium() -> Iterator[object]:
         yield playwright.chromium.launch(executable_path=shutil.which("chromium"), args=CHROMIUM)
 
 
+_CONNECTED = """() => {
+  const context = globalThis.jupyterapp?.shell?.currentWidget?.sessionContext;
+  const kernel = context?.isReady && context.session?.kernel;
+  return kernel && kernel.connectionStatus === "connected" && kernel.status === "idle";
+}"""
+
+
 class Page:
     """A page of JupyterLab with one notebook open. `asked` are the requests, `wrong` the errors of its scripts."""
 
     def __init__(self, browser, address: str, path: Path) -> None:
-        from playwright.sync_api import expect
-
         self.page = browser.new_page(viewport={"width": 1280, "height": 800})
         self.page.set_default_timeout(60_000)
         self.address, self.path = address, path
@@ -112,7 +122,8 @@ class Page:
         self.page.on("request", lambda request: self.asked.append(request.url))
         self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
         self.page.goto(f"{address}/lab/tree/{path.name}?token={TOKEN}&reset")
-        expect(self.page.locator("[data-status=idle]")).to_be_visible()
+        # A command that comes while the kernel still starts is dropped, or asks which kernel.
+        self.page.wait_for_function(_CONNECTED, timeout=120_000)
 
     def command(self, name: str, **arguments: object) -> None:
         """Carry out a command of JupyterLab."""
@@ -121,15 +132,23 @@ class Page:
         )
 
     def run_all(self) -> None:
-        """Run all cells. JupyterLab drops a command that comes while it still connects, so it is given until it works."""
+        """Run all cells. JupyterLab may still drop the first command, so it is given until it works."""
         from playwright.sync_api import expect
 
-        for _ in range(20):
+        for _ in range(5):
             self.command("notebook:run-all-cells")
             with contextlib.suppress(AssertionError):
-                expect(self.page.locator(".jp-InputPrompt").first).not_to_have_text("[ ]:", timeout=2000)
+                expect(self.page.locator(".jp-InputPrompt").first).not_to_have_text("[ ]:", timeout=10_000)
                 return
         pytest.fail("JupyterLab does not run the cells")
+
+    def run_cell(self, index: int) -> None:
+        """Run one cell, as soon as the kernel has ended what it does: after an error it drops what waits."""
+        self.page.wait_for_function(_CONNECTED, timeout=120_000)
+        self.page.evaluate(
+            "index => { jupyterapp.shell.currentWidget.content.activeCellIndex = index; }", index
+        )
+        self.command("notebook:run-cell")
 
     def save(self) -> None:
         """Save the notebook, and return when it is saved."""
@@ -138,3 +157,12 @@ class Page:
     def asked_outside(self) -> list[str]:
         """Return the addresses outside of the Jupyter server that were asked for anything."""
         return [url for url in self.asked if not url.startswith((self.address, "data:", "blob:"))]
+
+
+_PICTURES = os.environ.get("MLOPSNB_SCREENSHOTS")
+
+
+def screenshot(page: object, name: str) -> None:
+    """Keep a picture of *page*, if the variable MLOPSNB_SCREENSHOTS names a directory for them."""
+    if _PICTURES:
+        page.screenshot(path=Path(_PICTURES) / f"{name}.png")

@@ -1,0 +1,5 @@
+"""`python -m mlopsnb`."""
+
+from mlopsnb.cli import entry
+
+entry()

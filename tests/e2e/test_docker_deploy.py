@@ -1,0 +1,170 @@
+"""The docker target as a user meets it: a real engine, real images, real load."""
+
+import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import httpx
+import numpy as np
+import pytest
+from open_loops import Load
+from served_plans import WEIGHTS, make_package
+
+import mlopsnb as ml
+from mlopsnb import manifest
+from mlopsnb.targets.docker import Docker
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+
+X = np.ones((2, 4), "float32")
+BODY = json.dumps(
+    {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 1, 1, 1]}]}
+).encode()
+
+
+@pytest.fixture
+def place(image_place, base_image, monkeypatch):
+    """Builds share one cache; what this test deploys is gone afterwards, with all that the engine had of it."""
+    monkeypatch.setenv("MLOPSNB_CACHE_DIR", str(image_place))
+    monkeypatch.setenv("MLOPSNB_BASE_IMAGE", base_image)
+    monkeypatch.setenv("MLOPSNB_TARGET", "docker")
+    yield image_place
+    for deployment in ml.deployments(target="docker"):
+        deployment.delete()
+
+
+def parts(engine, name):
+    """All that the engine has of a deployment."""
+    wanted = {"label": [f"mlopsnb.name={name}", f"mlopsnb.owner={Docker()._owner}"]}
+    found = engine.api.containers(all=True, filters=wanted)
+    return found, engine.api.networks(filters=wanted), engine.api.volumes(filters=wanted)["Volumes"] or []
+
+
+def replicas(engine, name):
+    return [
+        c
+        for c in parts(engine, name)[0]
+        if c["Labels"]["mlopsnb.role"] == "replica" and c["State"] == "running"
+    ]
+
+
+def test_the_whole_life_of_a_deployment_fails_no_request(place, served, engine):
+    first, second = served.images
+    dep = ml.deploy(first, name="life", replicas=2, cpu="1500m", memory="512Mi", env={"COLOUR": "blue"})
+    url = dep.url
+    np.testing.assert_allclose(dep.predict(X), X @ WEIGHTS)
+    assert (dep.status, dep.revision) == ("ready", 1)
+    for container in replicas(engine, "life"):
+        found = engine.api.inspect_container(container["Id"])
+        host = found["HostConfig"]
+        assert (host["NanoCpus"], host["Memory"], host["ReadonlyRootfs"]) == (1_500_000_000, 512 << 20, True)
+        assert (host["CapDrop"], host["SecurityOpt"]) == (["ALL"], ["no-new-privileges"])
+        assert (found["Config"]["User"], host["PortBindings"] or None) == ("65532:65532", None)
+        assert "COLOUR=blue" in found["Config"]["Env"]
+        assert "blue" not in json.dumps(found["Config"]["Labels"])
+    with Load(f"{url}/v2/models/life/infer", BODY, rate=40) as load:
+        ml.deploy(second, name="life", replicas=2)
+        np.testing.assert_allclose(dep.predict(X), -X @ WEIGHTS)
+        engine.api.stop(replicas(engine, "life")[0]["Id"])
+        dep.scale(1)
+        assert len(replicas(engine, "life")) == 1
+        ml.get("life", target="docker").rollback(to=1)
+        np.testing.assert_allclose(dep.predict(X), X @ WEIGHTS)
+    report = load.report()
+    assert report.failures == {}
+    assert set(report.versions) == {"1", "2", "3"}
+    assert dep.url == url
+    assert [(r.state, r.workload.replicas, r.note) for r in dep.history()] == [
+        ("stopped", 2, ""),
+        ("stopped", 1, ""),
+        ("running", 2, "rollback to revision 1"),
+    ]
+    assert "/infer" in dep.logs()
+    dep.delete()
+    assert parts(engine, "life") == ([], [], [])
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(url, trust_env=False)
+
+
+def test_a_model_is_built_and_found_again_by_another_kernel(place, engine, tmp_path):
+    artifact = manifest.artifact(make_package(tmp_path / "package"))
+    built = ml.deploy(artifact, name="built")
+    assert built.model_version == "models:/built/1"
+    assert built.history()[0].origin.user
+    again = ml.deploy("models:/built/1", name="built")
+    assert again.revision == 1  # nothing has changed
+    code = """
+        import mlopsnb as ml
+        dep = ml.get("built")
+        print(dep.url, dep.status, dep.predict([[1.0, 1.0, 1.0, 1.0]]).tolist())
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.strip() == f"{built.url} ready [[12.0, 16.0]]", done.stderr
+
+
+def test_ctrl_c_in_the_middle_leaves_the_old_one_serving(place, served, engine):
+    dep = ml.deploy(served.images[0], name="stays")
+    code = """
+        import signal, sys
+        import mlopsnb as ml
+        from mlopsnb import events
+
+        def tell(event):
+            if event.step == "start" and event.state == "progress":
+                signal.raise_signal(signal.SIGINT)
+
+        with events.reporting_to(tell):
+            ml.deploy(sys.argv[1], name="stays")
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), served.images[1]],
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == -signal.SIGINT, done.stderr
+    np.testing.assert_allclose(dep.predict(X), X @ WEIGHTS)
+    assert [r.state for r in dep.history()] == ["running", "failed"]
+    assert len(replicas(engine, "stays")) == 1
+
+
+def test_a_container_that_crashes_is_started_again_and_its_clients_wait(place, served, engine):
+    dep = ml.deploy(served.images[0], name="crash")
+    [container] = replicas(engine, "crash")
+    os.kill(engine.api.inspect_container(container["Id"])["State"]["Pid"], signal.SIGKILL)
+    np.testing.assert_allclose(dep.predict(X), X @ WEIGHTS)
+    assert [r.state for r in dep.history()] == ["running"]
+
+
+def test_too_little_memory_is_told_with_the_limit(place, served, engine):
+    with pytest.raises(ml.NotReady, match="ran out of memory while starting: its limit is 24 MiB"):
+        ml.deploy(served.images[0], name="small", memory="24Mi")
+    assert parts(engine, "small") == ([], [], [])
+
+
+def test_what_does_not_go(place, served):
+    with pytest.raises(ml.UserError, match="target 'docker' knows no secrets"):
+        ml.deploy(served.images[0], name="no", secrets=["token"])
+    with pytest.raises(ml.UserError, match="target 'process' runs packages, not images"):
+        ml.deploy(ml.build(served.packages[0].path, name="no", load="engine"), name="no", target="process")
+    with pytest.raises(ml.BuildError):
+        ml.deploy("127.0.0.1:9/nothing:v1", name="no")
+
+
+def test_without_an_engine_it_is_said_where_one_was_looked_for(monkeypatch, tmp_path):
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/docker.sock")
+    with pytest.raises(ml.DeployError, match=f"no container engine answers at unix://{tmp_path}/docker.sock"):
+        ml.deploy("fraud:v1", name="no", target="docker")
+    assert ml.deployments() == ()
+    gc.collect()

@@ -1,0 +1,167 @@
+"""`python -m mlopsnb`: which verbs there are, how words become arguments, and what comes out with which status."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from mlopsnb import cli, deployment
+from mlopsnb.cleaning import Cleanup
+from mlopsnb.errors import DeployError, GateRejected, UserError
+from mlopsnb.notebook.grammar import VERBS
+
+
+@pytest.fixture
+def twin(monkeypatch):
+    """Put a function in the place of a twin; it notes its arguments and gives or raises the value."""
+
+    def put(module, name, value=None):
+        calls = []
+
+        def stand_in(*args, **kwargs):
+            calls.append((args, kwargs))
+            if isinstance(value, BaseException):
+                raise value
+            return value
+
+        home = sys.modules.get(module) or ModuleType(module)
+        monkeypatch.setitem(sys.modules, module, home)
+        monkeypatch.setattr(home, name, stand_in, raising=False)
+        return calls
+
+    return put
+
+
+class Handle:
+    """A deployment that notes what it is told."""
+
+    def __init__(self):
+        self.calls = []
+        self.answer = None
+
+    def __getattr__(self, name):
+        def call(*args, **kwargs):
+            self.calls.append((name, args, kwargs))
+            return self.answer
+
+        return call
+
+
+@pytest.fixture
+def handle(monkeypatch):
+    found = Handle()
+    monkeypatch.setattr(
+        deployment, "get", lambda name, *, target: found.calls.append((name, target)) or found
+    )
+    return found
+
+
+def test_all_verbs_that_need_no_objects_are_there():
+    assert set(VERBS) - set(cli.OFFERED) == {"export", "log_model", "drift"}
+
+
+def test_words_become_the_arguments_of_the_call(twin, capsys):
+    calls = twin("mlopsnb.flow", "deploy", ())
+    words = "deploy models:/m/3 --name m --target docker --env A=b --env C=d=e --canary 10,50 --pause 30s --dry-run"
+    assert cli.main([*words.split(), "--gate", "error_rate<1% and qps>1"]) == 0
+    assert calls == [
+        (
+            ("models:/m/3",),
+            {
+                "name": "m",
+                "target": "docker",
+                "env": {"A": "b", "C": "d=e"},
+                "canary": "10,50",
+                "pause": "30s",
+                "gate": "error_rate<1% and qps>1",
+                "dry_run": True,
+            },
+        )
+    ]
+    assert capsys.readouterr().out == "nothing to do\n"
+
+
+def test_nothing_is_evaluated(twin):
+    calls = twin("mlopsnb.flow", "deploy", ())
+    assert cli.main(["deploy", "models:/m/{1+1}", "--name", "{exit()}", "--dry-run"]) == 0
+    assert calls == [(("models:/m/{1+1}",), {"name": "{exit()}", "dry_run": True})]
+
+
+def test_verbs_of_a_deployment(handle, capsys):
+    assert cli.main(["rollback", "m", "--to", "3", "--target", "docker"]) == 0
+    assert cli.main(["scale", "m", "2"]) == 0
+    handle.answer = np.array([[1.5]])
+    assert cli.main(["predict", "m", "[[1, 2]]"]) == 0
+    handle.answer = {"y": np.array([1])}
+    assert cli.main(["predict", "m", "[[1, 2]]"]) == 0
+    handle.answer = "a log"
+    assert cli.main(["logs", "m", "--tail", "5"]) == 0
+    assert handle.calls == [
+        ("m", "docker"),
+        ("rollback", (), {"to": 3}),
+        ("m", None),
+        ("scale", (2,), {}),
+        *[("m", None), ("predict", ([[1, 2]],), {})] * 2,
+        ("m", None),
+        ("logs", (), {"tail": 5}),
+    ]
+    assert capsys.readouterr().out == '[[1.5]]\n{"y": [1]}\na log\n'
+
+
+def test_records_are_text(twin, capsys):
+    twin("mlopsnb.cleaning", "cleanup", Cleanup(deployments=(("m on docker", "deployed 9.0 d ago"),)))
+    assert cli.main(["cleanup", "--older-than", "7d"]) == 0
+    assert capsys.readouterr().out == "1 deployment removed\n  m on docker  deployed 9.0 d ago\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (DeployError("no room", hint="make some"), 1),
+        (GateRejected("too slow"), 1),
+        (UserError("no such thing"), 2),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_what_goes_wrong_is_told_on_the_other_channel(error, status, twin, capsys):
+    if isinstance(error, DeployError):
+        error.add_note("what served before serves on")
+    twin("mlopsnb.flow", "deploy", error)
+    assert cli.main(["deploy", "models:/m/3"]) == status
+    said = capsys.readouterr()
+    assert said.out == ""
+    if status == 1 and isinstance(error, DeployError):
+        assert said.err.endswith(
+            "DeployError: no room\n  hint: make some\n  note: what served before serves on\n"
+        )
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("deploy", "arguments are required: WHAT"),
+        ("deploy m --env A", "takes KEY=VALUE, found 'A'"),
+        ("deploy m --metrics a=b", "a must be a number, found 'b'"),
+        ("deploy m --targe docker", "unrecognized arguments: --targe"),
+        ("predict m nonsense", "is not JSON"),
+        ("rollback m --to x", "invalid int value: 'x'"),
+        ("watch m", "required: --alert"),
+        ("", "required: VERB"),
+    ],
+)
+def test_wrong_calls_are_told(words, told, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(words.split())
+    assert caught.value.code == 2
+    assert told in capsys.readouterr().err
+
+
+def test_every_verb_has_help(capsys):
+    for verb in (*cli.OFFERED, "watch"):
+        with pytest.raises(SystemExit) as caught:
+            cli.main([verb, "--help"])
+        assert caught.value.code == 0
+    assert "--older-than" in capsys.readouterr().out
