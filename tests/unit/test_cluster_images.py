@@ -101,9 +101,7 @@ def test_a_cluster_pulls_from_the_registry_that_is_set():
 
 
 def test_a_cluster_elsewhere_cannot_pull_from_this_machine():
-    with pytest.raises(
-        DeployError, match=r"cannot pull from localhost:5000: .*this machine's own"
-    ) as caught:
+    with pytest.raises(DeployError, match=r"cannot pull from localhost:5000: .*this machine's own") as caught:
         delivery(Place("production", "https://k8s.example"), settings(registry="localhost:5000/x"))
     assert "MLOPSNB_REGISTRY" in caught.value.hint
 
