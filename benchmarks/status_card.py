@@ -2,7 +2,7 @@
 
     python benchmarks/status_card.py [SECONDS] [--rate 1000]
 
-Each runs in a cell of one real kernel: so many events a second, each with a line of text and a share of the whole. They
+Each runs in a cell of one real kernel: so many events a second, each with a few words and a share of the whole. They
 take turns with a loop that only keeps the pace, whose CPU time is taken off. Printed are the share of one core, how many
 different states reached the front end, and whether the last event is among them. Needs tqdm: `pip install tqdm`.
 """
@@ -40,13 +40,13 @@ def say(cpu, began):
 WAYS = {
     "nothing": "say(*pace({seconds}, {rate}, lambda i, count: None))",
     "status card": """
-from mlopsnb.events import report_progress, report_line, step
+from mlopsnb.events import report_progress, step
 from mlopsnb.notebook.views import following
 def tell(i, count):
-    report_line("install", f"line {{i}} of the log")
     report_progress("install", f"event {{i + 1}}", (i + 1) / count)
-with following("%build model", mode="widget"), step("install"):
+with following("%build model", mode="widget"), step("install") as log:
     spent = pace({seconds}, {rate}, tell)
+    log.result = f"event {{round({seconds} * {rate})}}"
 say(*spent)
 """,
     "tqdm.notebook": """
@@ -71,14 +71,14 @@ def run(client, way: str, seconds: float, rate: float) -> tuple[float, set[int]]
         if message["msg_type"] == "stream":
             printed.append(content["text"])
         elif message["msg_type"] in ("comm_msg", "display_data", "update_display_data"):
-            texts.append(json.dumps(content.get("data", {})))
+            texts.append(json.dumps(content.get("data", {}), ensure_ascii=False))
 
     code = WAYS[way].format(seconds=seconds, rate=rate)
     reply = client.execute_interactive(code, output_hook=note, timeout=60 + 3 * seconds)
     if reply["content"]["status"] != "ok":
         raise SystemExit("\n".join(reply["content"]["traceback"]))
     cpu, took = json.loads("".join(printed))
-    shown = {int(number) for text in texts for number in re.findall(r"event (\d+)", text)}
+    shown = {int(number) for text in texts for number in re.findall(r"event\s(\d+)", text)}
     return cpu / took, shown
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from mlopsnb import manifest, parity, plugins, rollout
 from mlopsnb.errors import DeployError, MlopsnbError, UserError, nearest
-from mlopsnb.events import step
+from mlopsnb.events import step, told_as
 from mlopsnb.rollout import Action, Check, Forget, Gate, Scale, Shift, Start, Stop
 from mlopsnb.settings import settings
 
@@ -144,7 +144,7 @@ def _restore(target: Target, name: str, before: Release, cause: BaseException, t
     try:
         undo = tuple(rollout.restore(target.observe(name), before))
         if undo:
-            with step("restore") as log:
+            with step("restore") as log, told_as("restore"):
                 for action in undo:
                     target.apply(name, action, timeout=timeout)
                 log.result = _RESTORED if before.weights else "nothing was left behind"

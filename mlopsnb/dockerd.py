@@ -6,12 +6,15 @@ The steps that use the engine say what they wanted of it, and raise errors of th
 from __future__ import annotations
 
 import os
+import socket
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from mlopsnb.errors import telling_line
 from mlopsnb.extras import need
+
+_USUAL = "unix:///var/run/docker.sock"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +43,7 @@ def connect(*, seconds: float) -> Any:
     docker = need("docker", extra="docker")
     client = None
     try:
+        _knock()
         client = docker.from_env(
             timeout=seconds, use_ssh_client=os.environ.get("DOCKER_HOST", "").startswith("ssh://")
         )
@@ -49,6 +53,14 @@ def connect(*, seconds: float) -> Any:
             client.close()
         raise Unavailable(trouble(exc, connected=client is not None)) from exc
     return client
+
+
+def _knock() -> None:
+    """Raise OSError if nobody listens on the engine's socket here: docker-py would leave its own open then."""
+    host = os.environ.get("DOCKER_HOST") or _USUAL
+    if host.startswith("unix://"):
+        with socket.socket(socket.AF_UNIX) as line:
+            line.connect(host.removeprefix("unix://"))
 
 
 def transport_errors() -> tuple[type[Exception], ...]:

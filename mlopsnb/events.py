@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -93,6 +93,14 @@ def reporting_to(reporter: Reporter) -> Iterator[None]:
         yield
     finally:
         _reporter.reset(token)
+
+
+@contextmanager
+def told_as(step: Step) -> Iterator[None]:
+    """Report progress inside the block as that of *step*, of which it is a part, whatever step it names."""
+    outer = _reporter.get()
+    with reporting_to(lambda event: outer(replace(event, step=step) if event.state == "progress" else event)):
+        yield
 
 
 def report_progress(step: Step, message: str, fraction: float | None = None) -> None:

@@ -248,6 +248,7 @@ def _plan(
         digest=cargo.digest,
         package=cargo.package,
         image=cargo.image,
+        weights=cargo.weights,
     )
     return tuple(how.plan(present, new))
 

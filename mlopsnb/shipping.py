@@ -12,6 +12,7 @@ from mlopsnb.events import step
 from mlopsnb.images import holding
 from mlopsnb.images.image import Image
 from mlopsnb.images.references import parse
+from mlopsnb.images.weights import LABEL
 from mlopsnb.packages import fetch
 from mlopsnb.settings import settings
 
@@ -25,12 +26,16 @@ _TITLE = "org.opencontainers.image.title"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cargo:
-    """What a revision is of: where the model came from, its digest, and its package, its image, or both."""
+    """What a revision is of: where the model came from, its digest, and its package, its image, or both.
+
+    `weights` is the image that holds the weights which that one does not.
+    """
 
     source: str
     digest: str
     package: Path | None = None
     image: str = ""
+    weights: str = ""
 
 
 def is_image(what: object, delivery: Delivery) -> bool:
@@ -60,7 +65,7 @@ def of_image(what: object, delivery: Delivery, *, target: str) -> Cargo:
                 f"the image lies in {what.destination.path}, where target {target!r} does not find it",
                 hint="build it with load='engine', or push=True",
             )
-        return _cargo(what.reference, dict(what.labels))
+        return _cargo(what.reference, dict(what.labels), what.weights)
     reference = str(what)
     named = parse(reference)
     if not named.digest and not named.tag:
@@ -72,11 +77,15 @@ def of_image(what: object, delivery: Delivery, *, target: str) -> Cargo:
     return cargo
 
 
-def _cargo(reference: str, labels: dict[str, str]) -> Cargo:
+def _cargo(reference: str, labels: dict[str, str], weights: str = "") -> Cargo:
+    beside, slash, _ = reference.rpartition("/")
+    if not weights and LABEL in labels:
+        weights = f"{beside}{slash}{labels[LABEL]}"
     return Cargo(
         source=labels.get(holding.MODEL, "") or reference,
         digest=labels[holding.PACKAGE_DIGEST],
         image=reference,
+        weights=weights,
     )
 
 

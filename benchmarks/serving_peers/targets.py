@@ -91,7 +91,14 @@ def _verdict(wanted: Wanted, found: Sequence[Line], limits: Sequence[Limit]) -> 
         if not alone:
             return Verdict(wanted, missing=FORWARD)
         rows = statistics.median(x.rows_per_second for x in alone)
-        return Verdict(wanted, mine * CASES[wanted.case].rows / rows, f"{rows:,.0f} rows a second")
+        ratio = mine * CASES[wanted.case].rows / rows
+        best = max(ours[0].at.values(), key=lambda at: at["rps"])
+        left = 1 - best["wrk_cpu"] / alone[0].instances
+        return Verdict(
+            wanted,
+            ratio,
+            f"{rows:,.0f} rows a second ({ratio / left:.2f} on what the load left of the cores)",
+        )
     rivals = [line for line in found if RIVALS[wanted.against](line)]
     if not rivals:
         return Verdict(wanted, missing=wanted.against)

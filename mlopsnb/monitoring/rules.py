@@ -33,8 +33,8 @@ _OPERATORS: Mapping[str, Callable[[float, float], bool]] = {
 }
 _QUANTILES = {"p50_ms": 0.5, "p90_ms": 0.9, "p99_ms": 0.99}
 _OF_REQUESTS = {*_QUANTILES, "error_rate", "server_error_rate", "batch_rows", "queue_p99_ms"}
-_SURE = 4.0
-"""Standard errors beyond which a rule cannot be kept any more: some hundred looks mislead less than once in 100 gates."""
+_CHANCE = 1e-5
+"""How likely it may be that a rule is ended early though the revision keeps it in the long run: at each of some 100 looks."""
 
 _EXAMPLE = "error_rate<0.01 and p99_ms<200"
 
@@ -132,35 +132,42 @@ def judge(rule: Rule, window: Window) -> Verdict:
 def hopeless(rule: Rule, window: Window) -> Verdict | None:
     """Return the verdict if the rule is broken so far that more traffic of the kind will not mend it, else None.
 
-    Rates of errors and quantiles of the time are shares of the requests; such a share is surely too large if Wilson's
-    interval for it (E. B. Wilson, JASA 22, 1927) lies above the limit, at four standard errors.
+    Rates of errors and quantiles of the time are shares of the requests. Such a share is surely too large if so many hits
+    would be a chance of 1 in 100,000 at the limit: the exact binomial test, which few requests pass only if nearly all of
+    them are hits (C. J. Clopper and E. S. Pearson, Biometrika 26, 1934).
     """
-    n = window.counts.requests
-    if not n or n < rule.minimum:
-        return None
-    lost = [c for c in rule.comparisons if c.operator in ("<", "<=") and _surely_above(c, window, n)]
+    lost = [c for c in rule.comparisons if c.operator in ("<", "<=") and _surely_above(c, window)]
     return Verdict("broken", tuple((c, FIGURES[c.figure].of(window)) for c in lost)) if lost else None
 
 
-def _surely_above(comparison: Comparison, window: Window, n: float) -> bool:
+def _surely_above(comparison: Comparison, window: Window) -> bool:
+    counts, limit = window.counts, comparison.limit
     if comparison.figure == "error_rate":
-        return _wilson(window.counts.errors, n) > comparison.limit
+        return tail(counts.errors, counts.requests, limit) < _CHANCE
     if comparison.figure == "server_error_rate":
-        return _wilson(window.counts.server_errors, n) > comparison.limit
+        return tail(counts.server_errors, counts.requests, limit) < _CHANCE
     if (q := _QUANTILES.get(comparison.figure)) is not None:
-        timed = window.counts.duration
-        return _wilson(timed.above(comparison.limit / 1000), timed.count) > 1 - q
+        return tail(counts.duration.above(limit / 1000), counts.duration.count, 1 - q) < _CHANCE
     return False
 
 
-def _wilson(hits: float, n: float, z: float = _SURE) -> float:
-    """Return the lower end of Wilson's interval for the share *hits* / *n*."""
-    if not n:
+def tail(hits: float, n: float, share: float) -> float:
+    """Return how likely *hits* or more of *n* are, if each is one with the probability *share*."""
+    k, n = round(hits), round(n)
+    if k <= n * share or share >= 1:
+        return 1.0  # no more than are to be expected: all that matters here
+    if share <= 0:
         return 0.0
-    share = hits / n
-    middle = share + z * z / (2 * n)
-    width = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return (middle - width) / (1 + z * z / n)
+    odds = share / (1 - share)
+    choices = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+    term = math.exp(choices + k * math.log(share) + (n - k) * math.log1p(-share))
+    total = 0.0
+    for i in range(k, n + 1):  # beyond the mean the terms fall, faster and faster
+        total += term
+        term *= (n - i) / (i + 1) * odds
+        if term < total * 1e-12:
+            break
+    return min(total, 1.0)
 
 
 def told(comparison: Comparison, value: float) -> str:

@@ -128,12 +128,13 @@ class Queue:
         """Whether not even one row more is taken."""
         return self.rows >= self.limits.max_queue_rows or self.nbytes >= self.limits.max_queue_bytes
 
-    def is_full(self, rows: int = 1) -> bool:
-        """Whether the next batch gains nothing by waiting: no request of *rows* more would fit into it."""
+    @property
+    def has_full_batch(self) -> bool:
+        """Whether the next batch gains nothing by waiting for more."""
         if not self.limits.joins:
             return self.rows > 0
         most, enough = self.limits.max_batch_size, self.limits.enough_rows
-        return (self.rows + rows > most or 0 < enough <= self.rows) and len(self._groups) == 1
+        return (self.rows >= most or 0 < enough <= self.rows) and len(self._groups) == 1
 
     def push(self, job: Job) -> bool:
         """Let *job* wait; False, and it is not taken, if it would go beyond the limits."""

@@ -282,19 +282,11 @@ class Counters:
             "kept_seconds": KEEP_SECONDS,
             "saved": windows.saved,
             "unsaved_seconds": COUNT_SECONDS,
-            "uncounted": self._told_uncounted(),
+            "uncounted": [
+                {"role": role, "name": name, "why": why} for (role, name), why in self.uncounted.items()
+            ],
             "notes": self.notes,
             "windows": [document for _, document in self._documents.values()],
-        }
-
-    def _told_uncounted(self) -> dict[str, str]:
-        """Return why not by name; of an input and an output that are called the same the role stands before it."""
-        times = Counter(
-            name for _, name in {(f.role, f.name) for f in self.profile.features} | set(self.uncounted)
-        )
-        return {
-            name if times[name] == 1 else f"{role} {name}": why
-            for (role, name), why in self.uncounted.items()
         }
 
     def families(self, labels: Mapping[str, str]) -> Iterable[Metric]:
@@ -327,7 +319,7 @@ class Counters:
 
 def nothing(why: str) -> dict[str, object]:
     """Return what /profile tells where there are no counters."""
-    return {"protocol": PROTOCOL, "profile": None, "uncounted": {}, "notes": [why], "windows": []}
+    return {"protocol": PROTOCOL, "profile": None, "uncounted": [], "notes": [why], "windows": []}
 
 
 def _kinds(feature: Feature, cells: Array) -> dict[str, int]:

@@ -225,7 +225,7 @@ class Engine:
             if deadline is not None:
                 self._set_timer()
         elif not self._pump_is_due:
-            if at_once or self._queue.is_full(rows):
+            if at_once:
                 self._pump()
             else:
                 self._pump_is_due = True
@@ -255,7 +255,7 @@ class Engine:
         most = len(self._instances.models)
         if self._started < most:
             return True
-        if self.plan.inline or self._started >= 2 * most or not self._queue.is_full():
+        if self.plan.inline or self._started >= 2 * most or not self._queue.has_full_batch:
             return False
         return self._took < _SOON_SECONDS
 

@@ -142,6 +142,8 @@ class _Side(asyncio.Protocol):
     def __init__(self) -> None:
         self.transport: Any = None
         self.other: _Side | None = None
+        self.ended = False
+        """Whether whoever is there has said that no more comes."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Note who it is."""
@@ -184,7 +186,11 @@ class _ToServer(_Side):
         """Pass the end on, unless the client had no answer and another server may give one."""
         if self.other.may_go_elsewhere:
             return False
+        self.ended = True
         self.other.send_end()
+        if self.other.ended:
+            self.other.transport.close()
+            return False
         asyncio.get_running_loop().call_later(_HALF_OPEN_SECONDS, self.transport.close)
         return True
 
@@ -201,7 +207,7 @@ class _Client(_Side):
         self._gateway = gateway
         self._kept: list[bytes] | None = []
         self._size = self._moves = 0
-        self._ended = self._gone = False
+        self._gone = False
         self._search: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -225,9 +231,12 @@ class _Client(_Side):
 
     def eof_received(self) -> bool:
         """Pass the end on."""
-        self._ended = True
+        self.ended = True
         if self.other is not None:
             self.other.send_end()
+            if self.other.ended:
+                self.other.transport.close()
+                return False
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -288,7 +297,7 @@ class _Client(_Side):
         self.other = side
         for data in self._kept or ():
             side.send(data)
-        if self._ended:
+        if self.ended:
             side.send_end()
         if self._size > _MOST_KEPT:
             self._kept = None

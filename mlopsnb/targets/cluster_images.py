@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 
 from mlopsnb import dockerd
 from mlopsnb.errors import DeployError, MissingExtra
+from mlopsnb.events import report_progress
+from mlopsnb.settings import settings
 from mlopsnb.targets.cluster_errors import Forbidden, Rejected
 
 if TYPE_CHECKING:
@@ -44,13 +46,7 @@ def delivery(cluster: Cluster, chosen: Settings) -> Delivery:
     elif _shares_engine(cluster):
         return "engine"
     if chosen.registry:
-        host = chosen.registry.partition("/")[0]
-        if is_loopback(host) and not is_loopback(urlsplit(cluster.server).netloc):
-            raise DeployError(
-                f"the cluster of context {cluster.context!r} cannot pull from {chosen.registry}: "
-                "that is this machine's own address, and its nodes are elsewhere",
-                hint="name a registry that its nodes can reach: MLOPSNB_REGISTRY=HOST/NAMESPACE",
-            )
+        check_pull(cluster, f"{chosen.registry}/")
         return "registry"
     why.append("no registry is set that it could pull from")
     if not kind:
@@ -59,6 +55,24 @@ def delivery(cluster: Cluster, chosen: Settings) -> Delivery:
         f"the cluster of context {cluster.context!r} could not get an image: {'; '.join(why)}",
         hint="set one that you can push to and its nodes can pull from: MLOPSNB_REGISTRY=ghcr.io/TEAM",
     )
+
+
+def check_pull(cluster: Cluster, image: str) -> None:
+    """Raise `DeployError` if it is certain that the nodes of *cluster* cannot pull *image*."""
+    host = image.partition("/")[0]
+    if (
+        pull_policy(image) != "Never"
+        and is_loopback(host)
+        and not is_loopback(urlsplit(cluster.server).netloc)
+    ):
+        raise DeployError(
+            f"the cluster of context {cluster.context!r} cannot pull from {host}: "
+            "that is this machine's own address, and its nodes are elsewhere",
+            hint="name a registry that its nodes can reach: MLOPSNB_REGISTRY=HOST/NAMESPACE",
+        )
+    if host in {each.strip() for each in settings().insecure_registries.split(",")}:
+        said = f"{host} is spoken to over plain HTTP; the nodes pull from it only if they are told to as well"
+        report_progress("start", said)
 
 
 def local_kind(context: str, environ: Mapping[str, str]) -> Delivery | None:

@@ -159,6 +159,12 @@ class Docker:
                 f"revision {revision.id} of {name!r} has no image",
                 hint="deploy(…, target='docker') builds one",
             )
+        if revision.weights:
+            raise DeployError(
+                f"the image of revision {revision.id} of {name!r} has its weights in an image of their own,"
+                " which the docker target does not mount",
+                hint="build it with separate_weights=False",
+            )
         runtime = self._daemon().runtime(revision.image)
         here = self._seen(name)
         self._daemon().network(self._home(name))

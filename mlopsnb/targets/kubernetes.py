@@ -139,6 +139,7 @@ class Kubernetes:
     # ------------------------------------------------------------------------------------------ start
     def _start(self, name: str, revision: Revision, timeout: float) -> None:
         _check_possible(name, revision)
+        cluster_images.check_pull(self._cluster, revision.image)
         traits = self._traits(revision)
         objects = manifests.manifests(name, revision, traits)
         rights.check(self._cluster, rights.to_make(objects))

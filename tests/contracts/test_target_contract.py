@@ -165,6 +165,7 @@ def test_a_revision_that_cannot_start_says_why_and_runs_nothing(make, made):
     release = target.observe("m")
     assert [r.state for r in release.revisions] == ["failed"]
     assert (release.url, dict(release.weights)) == (None, {})
+    assert any("was changed" in line for line in target.logs("m", 1))
 
 
 def test_a_package_that_no_format_can_load_says_which(make, made):

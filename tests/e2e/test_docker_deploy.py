@@ -1,5 +1,6 @@
 """The docker target as a user meets it: a real engine, real images, real load."""
 
+import gc
 import json
 import os
 import signal
@@ -15,7 +16,6 @@ from served_plans import WEIGHTS, make_package
 
 import mlopsnb as ml
 from mlopsnb import manifest
-from mlopsnb.settings import settings
 from mlopsnb.targets.docker import Docker
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
@@ -162,8 +162,9 @@ def test_what_does_not_go(place, served):
         ml.deploy("127.0.0.1:9/nothing:v1", name="no")
 
 
-def test_without_an_engine_it_is_said_where_one_was_looked_for(place, monkeypatch, tmp_path):
+def test_without_an_engine_it_is_said_where_one_was_looked_for(monkeypatch, tmp_path):
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/docker.sock")
     with pytest.raises(ml.DeployError, match=f"no container engine answers at unix://{tmp_path}/docker.sock"):
-        ml.deploy("fraud:v1", name="no")
-    assert settings().target == "docker"
+        ml.deploy("fraud:v1", name="no", target="docker")
+    assert ml.deployments() == ()
+    gc.collect()

@@ -5,8 +5,8 @@ import subprocess
 import sys
 
 MODULES = [
-    *("app", "batcher", "binary", "board", "control", "cpu", "dispatch", "engine", "errors"),
-    *("fastlane", "handover", "listen", "logfile", "memory", "metrics", "model", "payloads"),
+    *("app", "batcher", "binary", "board", "capture", "control", "counters", "cpu", "dispatch", "engine"),
+    *("errors", "fastlane", "handover", "listen", "logfile", "memory", "metrics", "model", "payloads"),
     *(
         "openapi",
         "pages.form",
@@ -14,6 +14,7 @@ MODULES = [
         "processes",
         "protocols",
         "readypipe",
+        "reference",
         "requestlog",
         "routes",
         "server",
@@ -21,9 +22,19 @@ MODULES = [
         "tracecontext",
         "tracing",
     ),
-    *("tuning", "v2", "values", "worker", "workers", "__main__"),
+    *("tuning", "v2", "values", "windows", "worker", "workers", "__main__"),
 ]
-HEAVY = {"opentelemetry", "simdjson", "torch", "tensorflow", "mlflow", "IPython", "pandas", "httpx"}
+HEAVY = {
+    "opentelemetry",
+    "pyarrow",
+    "simdjson",
+    "torch",
+    "tensorflow",
+    "mlflow",
+    "IPython",
+    "pandas",
+    "httpx",
+}
 NOTEBOOK_SIDE = {f"mlopsnb.{name}" for name in ("notebook", "flow", "targets", "tracking", "monitoring")}
 
 

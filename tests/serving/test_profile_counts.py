@@ -200,9 +200,9 @@ def test_what_has_no_counters_is_named():
     [window] = read(counters.document(), profile)
     assert (window.rows, window.cells.sum()) == (1, 1)  # an output may be called as an input is
     assert 'feature="b",kind="expected",model_name="m",role="output"} 1.0' in exposed(counters)
-    assert counters.document()["uncounted"] == {
+    assert {one["name"]: one["why"] for one in counters.document()["uncounted"]} == {
         "a": "x has 3 columns, and this would be column 7",
-        "input b": "the model has no input 'other'",
+        "b": "the model has no input 'other'",
         "c": "city is text, and the reference had numbers",
         "d": "free has rows of different sizes",
         "e": "fixed has no rows: its shape is [3]",

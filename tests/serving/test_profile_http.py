@@ -125,7 +125,7 @@ def test_what_failed_is_not_counted_and_what_cannot_be_is_named(serve, with_refe
         "kept_seconds": 86400,
         "saved": False,
         "unsaved_seconds": 1.0,
-        "uncounted": {"n": "the reference has no such input"},
+        "uncounted": [{"role": "input", "name": "n", "why": "the reference has no such input"}],
         "notes": [],
     }
     found = counted(runtime)
@@ -147,7 +147,7 @@ def test_a_package_without_a_reference_says_so(served, body):
         "model": "affine",
         "version": "1",
         "profile": None,
-        "uncounted": {},
+        "uncounted": [],
         "notes": [
             "the package has no reference profile; log the model with reference= to have its live data counted"
         ],

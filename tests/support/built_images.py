@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import tarfile
@@ -106,7 +107,18 @@ def _forgotten(engine, name):
                     if exc.status_code != 409:
                         raise
                     held = True
+                    _remove_ended(engine, tag)
     return not held
+
+
+def _remove_ended(engine, image):
+    """Remove the containers of an image that have ended; a kubelet takes a minute or more to do so."""
+    import docker
+
+    found = {"ancestor": image, "status": "exited"}
+    for container in engine.api.containers(all=True, filters=found):
+        with contextlib.suppress(docker.errors.APIError):  # somebody else was quicker
+            engine.api.remove_container(container)
 
 
 def leftovers(engine):

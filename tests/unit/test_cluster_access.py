@@ -51,21 +51,21 @@ def status(message):
         ),
         (
             403,
-            'pods "x" is forbidden: violates PodSecurity "restricted:latest"',
+            'pods "x" is forbidden: violates PodSecurity "restricted:latest": runAsNonRoot != true',
             Rejected,
-            "Pod Security Standard",
+            r"violates PodSecurity .*\n  hint: ",
         ),
         (
             400,
             'admission webhook "a.b" denied the request: no',
             Rejected,
-            r"denied the request: no\n.*a policy",
+            r"denied the request: no\n  hint: ",
         ),
         (
             403,
             "unable to create new content in namespace ml because it is being terminated",
             Rejected,
-            "being deleted",
+            r"\n  hint: name another one \(MLOPSNB_NAMESPACE\)",
         ),
         (401, "Unauthorized", NotAuthenticated, "context 'dev' does not accept your credentials"),
         (

@@ -5,9 +5,10 @@ import sys
 import pytest
 
 from mlopsnb.errors import DeployError
-from mlopsnb.settings import settings
+from mlopsnb.events import reporting_to
+from mlopsnb.settings import set_for_session, settings
 from mlopsnb.targets import cluster_images
-from mlopsnb.targets.cluster_images import decide, delivery, is_loopback, local_kind, pull_policy
+from mlopsnb.targets.cluster_images import check_pull, decide, delivery, is_loopback, local_kind, pull_policy
 
 DOCKER, CONTAINERD = "docker://20.10.24", "containerd://1.7.1"
 
@@ -100,11 +101,25 @@ def test_a_cluster_pulls_from_the_registry_that_is_set():
 
 
 def test_a_cluster_elsewhere_cannot_pull_from_this_machine():
-    with pytest.raises(
-        DeployError, match=r"cannot pull from localhost:5000/x: .*this machine's own"
-    ) as caught:
+    with pytest.raises(DeployError, match=r"cannot pull from localhost:5000: .*this machine's own") as caught:
         delivery(Place("production", "https://k8s.example"), settings(registry="localhost:5000/x"))
     assert "MLOPSNB_REGISTRY" in caught.value.hint
+
+
+def test_an_image_is_checked_before_nodes_are_sent_for_it():
+    far, told = Place("production", "https://k8s.example"), []
+    with pytest.raises(DeployError, match="cannot pull from 127.0.0.1:5000"):
+        check_pull(far, "127.0.0.1:5000/fraud@sha256:ab")
+    set_for_session(insecure_registries="a.example, b.example:5000")
+    try:
+        with reporting_to(lambda event: told.append(event.message)):
+            check_pull(far, "b.example:5000/fraud@sha256:ab")
+            check_pull(far, "ghcr.io/team/fraud@sha256:ab")
+            check_pull(far, "fraud:v3")
+    finally:
+        set_for_session(insecure_registries=None)
+    [line] = told
+    assert line.startswith("b.example:5000 is spoken to over plain HTTP")
 
 
 def test_if_there_is_no_way_all_that_is_missing_is_told():

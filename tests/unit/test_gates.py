@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binom
 from traffic_pages import Busy, window
 
 from mlopsnb import rollout
@@ -101,17 +102,29 @@ def test_what_is_hopeless_is_broken(good, bad, limit, seconds):
     rule = parse(f"error_rate<{limit!r} and p99_ms<50")
     seen = window(good, errors=bad, seconds=seconds)
     if verdict := hopeless(rule, seen):
-        assert judge(rule, seen).outcome == "broken"
-        assert {c for c, _ in verdict.broken} <= {c for c, _ in judge(rule, seen).broken}
+        assert judge(rule, seen).outcome in ("broken", "not enough requests")
+        assert all(not c.holds(value) for c, value in verdict.broken)
 
 
 def test_a_little_too_bad_is_not_hopeless_and_far_too_bad_is():
     rule = parse("error_rate<0.01")
     assert hopeless(rule, window(97, errors=3)) is None
     assert hopeless(rule, window(70, errors=30)).outcome == "broken"
-    assert hopeless(rule, window(5, errors=5)) is None  # too few to say
+    assert hopeless(rule, window(5, errors=1)) is None
+    assert hopeless(rule, window(0, errors=2)) is None
+    assert hopeless(rule, window(0, errors=3)).outcome == "broken"
+    assert hopeless(parse("error_rate<=0"), window(999, errors=1)).outcome == "broken"
+    assert hopeless(parse("error_rate<1"), window(0, errors=9)) is None
     assert hopeless(parse("p50_ms<1"), window(100, seconds=0.3)).outcome == "broken"
     assert hopeless(parse("qps>1000000"), window(100)) is None
+
+
+@settings(max_examples=50)
+@given(st.integers(1, 3000), st.data(), st.floats(0.0005, 0.9))
+def test_the_tail_is_that_of_the_binomial_distribution(n, data, share):
+    hits = data.draw(st.integers(0, n))
+    if hits > n * share:
+        assert rules.tail(hits, n, share) == pytest.approx(binom.sf(hits - 1, n, share), rel=1e-6, abs=1e-300)
 
 
 def held(target, rule, seconds=30.0, revision=2):
@@ -154,7 +167,7 @@ def test_a_gate_that_cannot_be_kept_any_more_is_ended_early():
     target = Busy({1: {"rate": 90}, 2: {"rate": 5, "errors": 5}})
     with pytest.raises(GateRejected, match="error_rate is 50.00%, the limit is < 1.00%"):
         held(target, "error_rate<0.01")
-    assert target.now < 10
+    assert target.now < 3
 
 
 def test_a_gate_without_enough_requests_says_how_many_came():

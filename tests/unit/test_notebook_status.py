@@ -99,6 +99,26 @@ def test_one_replica_is_told_by_the_message_and_many_are_cut_short():
     assert to_text(pods(*((f"p{i}", "starting") for i in range(20)))).endswith("\n      and 8 more")
 
 
+class Picture:
+    """A record that can be shown."""
+
+    def _repr_html_(self):
+        return "<b>so far</b>"
+
+
+def test_a_record_is_shown_while_its_step_runs_and_not_after():
+    def folded(now, event):
+        return advance(now, event, 1.0)
+
+    begun = Event(step="watch", state="started")
+    shown = Event(step="watch", state="progress", shown=Picture())
+    said = Event(step="watch", state="progress", message="on it goes")
+    assert "<b>so far</b>" in to_html(reduce(folded, (begun, shown, said), START))
+    over = Event(step="watch", state="succeeded")
+    assert "<b>so far</b>" not in to_html(reduce(folded, (begun, shown, over), START))
+    assert "<b>so far</b>" not in to_html(finish(reduce(folded, (begun, shown), START), "cancelled", 9.0))
+
+
 def test_finish_ends_what_still_runs():
     now = finish(after(*RUN), "cancelled", 5.0)
     assert now.outcome == "cancelled"

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import platform
 import subprocess
 from types import SimpleNamespace
 
@@ -163,3 +165,23 @@ def test_outside_a_notebook_the_example_is_the_data(alone, artifact):
     assert not [name for name in tags if "source" in name or "notebook" in name or "cell" in name]
     assert tags["mlopsnb.data_digest"] == data_digest({"x": np.ones((2, 3), "float32")})
     assert "mlopsnb.environment_digest" not in tags
+
+
+def test_who_works_here_and_where(repository, monkeypatch):
+    (repository / "fraud.ipynb").touch()
+    monkeypatch.setenv("MLOPSNB_NOTEBOOK", str(repository / "fraud.ipynb"))
+    monkeypatch.setenv("JUPYTERHUB_USER", "ada")
+    found = provenance.origin()
+    assert (found.user, found.notebook) == ("ada", str(repository / "fraud.ipynb"))
+    assert found.commit == git(repository, "rev-parse", "HEAD").decode().strip()
+    assert found.machine == platform.node()
+
+
+def test_a_user_without_a_name_is_a_number(alone, monkeypatch):
+    def nameless():
+        raise KeyError("getpwuid(): uid not found: 4711")
+
+    monkeypatch.delenv("JUPYTERHUB_USER", raising=False)
+    monkeypatch.setattr(provenance.getpass, "getuser", nameless)
+    assert provenance.origin().user == str(os.geteuid())
+    assert provenance.origin().commit == ""

@@ -217,7 +217,7 @@ def _profile() -> Part:
         "model": _TEXT,
         "version": _TEXT,
         "profile": {"type": ["string", "null"], "description": "The digest of the reference profile."},
-        "uncounted": {"type": "object", "additionalProperties": _TEXT, "description": "Why, by name."},
+        "uncounted": {"type": "array", "items": _object({"role": _TEXT, "name": _TEXT, "why": _TEXT})},
         "notes": {"type": "array", "items": _TEXT},
         "windows": {"type": "array", "items": _object(window)},
     }
