@@ -23,8 +23,39 @@ MOST_ROWS = 50
 _MOST_NAMES = 20
 _COLUMNS = (
     *("feature", "kind", "state", "effect", "q_value", "p_value", "statistic"),
-    *("missing_reference", "missing_current", "new_levels", "note"),
+    *("missing_reference", "missing_current", "new_levels", "note", "ks", "psi", "tails_current", "band"),
 )
+_NUMBERS = ("effect", "q_value", "p_value", "ks", "psi", "tails_current", "band")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """A share of the values, compared by itself: `missing`, `new levels`, or `tails`.
+
+    Shares are 0 to 1. `drifted` says that it moved by `limit` or more, and significantly. Of new levels, what the
+    reference "has" is what is to be expected; the tails are the outermost 0.2 % of the reference's values.
+    """
+
+    name: str
+    reference: float
+    current: float
+    limit: float
+    p_value: float
+    q_value: float | None = None
+    drifted: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """One feature in one window of time, from `start` to `end` (seconds since 1970), `rows` of them."""
+
+    start: float
+    end: float
+    rows: int
+    effect: float | None = None
+    p_value: float | None = None
+    q_value: float | None = None
+    state: State = "no-data"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,9 +63,9 @@ class FeatureDrift:
     """One feature, or one output of the model, compared.
 
     `kind` is `numeric`, `category`, `output` or `other`; `statistic` names the effect: `wasserstein` (in standard
-    deviations of the reference), `jensen-shannon` (0 to 0.83), or nothing. `effect` and both p- and q-values are
-    None where there was nothing to measure. Missing shares are 0 to 1; `missing_move` is how far that share moved,
-    in units of what counts as drift, and 0 unless it does.
+    deviations of the reference), `jensen-shannon` (0 to 0.83), or nothing. Beside it `ks` is the Kolmogorov-Smirnov
+    distance, `psi` the population stability index. What was not measured is None. Missing shares are 0 to 1. `band` is
+    how large the effect gets between parts of the reference itself; an effect below is `ok` whatever its p-value.
     """
 
     feature: str
@@ -45,20 +76,41 @@ class FeatureDrift:
     statistic: str = ""
     p_value: float | None = None
     q_value: float | None = None
+    ks: float | None = None
+    psi: float | None = None
+    band: float | None = None
     missing_reference: float = 0.0
     missing_current: float = 0.0
-    missing_p_value: float | None = None
-    missing_q_value: float | None = None
-    missing_move: float = 0.0
+    checks: tuple[Check, ...] = ()
     new_levels: int = 0
+    windows: tuple[Window, ...] = ()
     note: str = ""
     histogram: Histogram | None = None
 
     @property
     def severity(self) -> float:
         """How far beyond what counts as drift, 1 being just there; -1 if nothing was measured."""
-        by_effect = -1.0 if self.effect is None else self.effect / self.threshold
-        return max(by_effect, self.missing_move or -1.0)
+        return max([_beyond(self), *(_move(check) for check in self.telling)])
+
+    @property
+    def telling(self) -> tuple[Check, ...]:
+        """The checks that say more than the effect does: tails and new levels are part of a large one."""
+        plain = _beyond(self) < 1
+        return tuple(check for check in self.checks if check.drifted and (plain or check.name == "missing"))
+
+    @property
+    def tails_current(self) -> float | None:
+        """The share of current values in the outermost 0.2 % of the reference's."""
+        return next((check.current for check in self.checks if check.name == "tails"), None)
+
+
+def _beyond(row: FeatureDrift) -> float:
+    return -1.0 if row.effect is None else row.effect / row.threshold
+
+
+def _move(check: Check) -> float:
+    """Return how far a share moved, in units of what counts as drift."""
+    return abs(check.current - check.reference) / check.limit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -110,7 +162,7 @@ class DriftReport:
         """Return all rows as a pandas DataFrame; what was not measured is NaN."""
         pandas = need("pandas", extra="monitoring")
         frame = pandas.DataFrame([[getattr(row, c) for c in _COLUMNS] for row in self.rows], columns=_COLUMNS)
-        return frame.astype({"effect": "float64", "q_value": "float64", "p_value": "float64"})
+        return frame.astype(dict.fromkeys(_NUMBERS, "float64"))
 
     def assert_ok(self) -> None:
         """Raise `GateRejected`, which names what drifted, if anything did."""
@@ -170,9 +222,18 @@ def _plural(group: Sequence[FeatureDrift]) -> str:
 
 
 def _why(row: FeatureDrift) -> str:
-    if row.effect is None or row.missing_move > row.effect / row.threshold:
-        return f"missing {row.missing_reference:.0%} to {row.missing_current:.0%}"
+    worst = max(row.telling, key=_move, default=None)
+    if worst is not None and _move(worst) > _beyond(row):
+        return f"{worst.name} {share_text(worst.reference)} to {share_text(worst.current)}"
+    latest = [w for w in row.windows if w.effect is not None][-1:]
+    if latest and (latest[0].effect or 0.0) > (row.effect or 0.0):
+        return f"effect {number(latest[0].effect)} in the latest window"
     return f"effect {row.effect:.2f}"
+
+
+def share_text(share: float) -> str:
+    """Return a share as people read it, ``12.5%``; one that rounds to nothing but is something, as ``<0.1%``."""
+    return "<0.1%" if 0 < share < 0.0005 else f"{share:.1%}"
 
 
 def _cells(row: FeatureDrift) -> tuple[str, ...]:

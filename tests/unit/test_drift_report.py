@@ -49,6 +49,7 @@ def test_the_frame_has_every_row_and_column(report):
     assert list(frame.columns) == [
         *("feature", "kind", "state", "effect", "q_value", "p_value", "statistic"),
         *("missing_reference", "missing_current", "new_levels", "note"),
+        *("ks", "psi", "tails_current", "band"),
     ]
     assert frame["feature"].tolist() == [row.feature for row in report.rows]
     assert frame["state"].tolist() == ["ok", "drift", "drift", "ok", "skipped"]
@@ -163,7 +164,7 @@ def test_singular_and_plural():
 def test_a_missing_share_is_the_reason_given():
     x = np.arange(90.0)
     y = np.where(np.arange(90) % 2, np.nan, x)
-    assert "(worst: feature_0, missing 0% to 50%)" in drift(x, y).verdict
+    assert "(worst: feature_0, missing 0.0% to 50.0%)" in drift(x, y).verdict
 
 
 def test_plots_are_figures_without_pyplot(report):
