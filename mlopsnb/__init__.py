@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from mlopsnb.flow import log as log
     from mlopsnb.images.image import Image as Image
     from mlopsnb.monitoring import DriftReport as DriftReport
+    from mlopsnb.monitoring import ProfileBuilder as ProfileBuilder
     from mlopsnb.monitoring import drift as drift
+    from mlopsnb.monitoring import profile as profile
     from mlopsnb.packages import export as export
     from mlopsnb.records import Artifact as Artifact
     from mlopsnb.records import ModelVersion as ModelVersion
@@ -54,7 +56,7 @@ _HOMES = {
     ),
     "mlopsnb.flow": ("deploy", "log"),
     "mlopsnb.images.image": ("Image",),
-    "mlopsnb.monitoring": ("DriftReport", "drift"),
+    "mlopsnb.monitoring": ("DriftReport", "ProfileBuilder", "drift", "profile"),
     "mlopsnb.packages": ("export",),
     "mlopsnb.records": ("Artifact", "ModelVersion", "Signature", "TensorSpec"),
 }

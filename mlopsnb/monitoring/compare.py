@@ -15,8 +15,10 @@ from mlopsnb.errors import UserError, nearest
 from mlopsnb.monitoring.columns import clean, pair_columns, read_table
 from mlopsnb.monitoring.evidently import evidently_row
 from mlopsnb.monitoring.judge import judged
+from mlopsnb.monitoring.live import compare_profile, count_table
 from mlopsnb.monitoring.measure import measure
 from mlopsnb.monitoring.report import DriftReport, FeatureDrift
+from mlopsnb.profiles import DriftProfile, Snapshot
 
 METHODS = ("auto", "evidently")
 
@@ -39,7 +41,8 @@ def drift(
     """Compare *current* data with *reference* data, feature by feature.
 
     Both are a pandas DataFrame, an array or tensor of rows by features (columns named `feature_0`, …) or of one
-    axis, a dict of columns, or a list. *outputs* are the model's answers on both, (reference, current): classes
+    axis, a dict of columns, or a list. *reference* may also be a `DriftProfile`, and *current* then a list of a
+    server's snapshots (`profiles.Snapshot`). *outputs* are the model's answers on both, (reference, current): classes
     or scores with one axis, or scores with two (`output_0`, …); they become the first rows of the report.
 
     Numbers with more than `FEW_DISTINCT` values: the effect is the Wasserstein distance in standard deviations of
@@ -54,6 +57,8 @@ def drift(
     Raises `UserError` if the columns of the two sides differ, or for an unknown *method* or impossible number.
     """
     _check_settings(method, threshold, q)
+    if isinstance(reference, DriftProfile):
+        return _on_profile(reference, current, method, threshold, q)
     tables = read_table(reference, "the reference"), read_table(current, "the current data")
     pairs = [("", *pair) for pair in pair_columns(*tables, "the columns")]
     if outputs is not None:
@@ -86,6 +91,15 @@ def _measured(
         return [one(pair) for pair in pairs]
     with ThreadPoolExecutor(threads, "mlopsnb-drift") as pool:
         return list(pool.map(one, pairs))
+
+
+def _on_profile(profile: DriftProfile, current: Any, method: str, threshold: float, q: float) -> DriftReport:
+    if method != "auto":
+        raise UserError(f"method {method!r} needs the rows of the reference, not its profile")
+    listed = list(current) if isinstance(current, (list, tuple)) else []
+    counted = bool(listed) and all(isinstance(one, Snapshot) for one in listed)
+    snapshots = listed if counted else [count_table(profile, current)]
+    return compare_profile(profile, snapshots, threshold=threshold, q=q)
 
 
 def _check_settings(method: str, threshold: float, q: float) -> None:

@@ -58,10 +58,12 @@ def _judged_check(check: Check, q_value: float | None, q: float) -> Check:
 
 def _state(effect: float | None, q_value: float | None, row: FeatureDrift, q: float) -> State | None:
     """Return `drift` or `shift`, or None if chance, or how the reference varies itself, explains the effect."""
-    band = row.band or 0.0
-    if effect is None or not _significant(q_value, q) or effect < band:
+    if effect is None or not _significant(q_value, q):
         return None
-    return "drift" if effect >= row.threshold else "shift"
+    usual = effect < (row.band or 0.0)
+    if effect >= row.threshold:
+        return "shift" if usual else "drift"
+    return None if usual else "shift"
 
 
 def _significant(q_value: float | None, q: float) -> bool:

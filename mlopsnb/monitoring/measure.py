@@ -70,10 +70,11 @@ def missing_check(missing: int, rows: int, other_missing: int, other_rows: int) 
     """Return the check of the missing share, or nothing where there are too few rows."""
     if min(rows, other_rows) < MIN_ROWS:
         return ()
-    return (_check("missing", missing, rows, other_missing, other_rows, MISSING_MOVE),)
+    return (share_check("missing", missing, rows, other_missing, other_rows, MISSING_MOVE),)
 
 
-def _check(name: str, hits: int, n: int, other_hits: int, m: int, limit: float) -> Check:
+def share_check(name: str, hits: int, n: int, other_hits: int, m: int, limit: float) -> Check:
+    """Return the check of a share, *hits* of *n* in the reference, *other_hits* of *m* now."""
     p_value = st.two_proportions(hits, n, other_hits, m)
     return Check(name=name, reference=hits / n, current=other_hits / m, limit=limit, p_value=p_value)
 
@@ -91,9 +92,11 @@ def _samples(ref: Numbers, cur: Numbers) -> tuple[Sample, Sample, bool]:
     return Sorted(x), Sorted(y), whole
 
 
-def measure_numbers(row: FeatureDrift, ref: Sample, cur: Sample, whole: bool) -> FeatureDrift:
-    """Return *row* with what two numeric samples say."""
-    effect, gap, outside = _distances(ref, cur)
+def measure_numbers(
+    row: FeatureDrift, ref: Sample, cur: Sample, whole: bool, tails: tuple[float, float] | None = None
+) -> FeatureDrift:
+    """Return *row* with what two numeric samples say; *tails* are where counted ones are winsorised, if that is known."""
+    effect, gap, outside = _distances(ref, cur, tails)
     inner = np.unique(ref.quantiles(np.linspace(0, 1, _PSI_BINS + 1)[1:-1]))
     shares = [np.diff(side.at_most(inner), prepend=0.0, append=1.0) for side in (ref, cur)]
     low, high = cur.quantiles(np.array([0.0, 1.0])).tolist()
@@ -116,13 +119,15 @@ def tail_check(outside: tuple[int, int], rows: int, other_rows: int) -> Check:
 
     Where they begin was read off the reference's own values: one more on either side is to be expected (Wilks 1941).
     """
-    return _check("tails", min(outside[0] + 2, rows), rows, outside[1], other_rows, TAIL_MOVE)
+    return share_check("tails", min(outside[0] + 2, rows), rows, outside[1], other_rows, TAIL_MOVE)
 
 
-def _distances(ref: Sample, cur: Sample) -> tuple[float, float, tuple[int, int]]:
+def _distances(
+    ref: Sample, cur: Sample, tails: tuple[float, float] | None
+) -> tuple[float, float, tuple[int, int]]:
     """Return the effect, the Kolmogorov-Smirnov distance and how many of each side lie in the reference's tails."""
     if isinstance(ref, Counted) and isinstance(cur, Counted):
-        return counted_distances(ref, cur)
+        return counted_distances(ref, cur, tails)
     assert isinstance(ref, Sorted)
     assert isinstance(cur, Sorted)
     x, y = ref.values, cur.values
@@ -134,27 +139,34 @@ def _distances(ref: Sample, cur: Sample) -> tuple[float, float, tuple[int, int]]
 def counted_distances(
     ref: Counted, cur: Counted, tails: tuple[float, float] | None = None
 ) -> tuple[float, float, tuple[int, int]]:
-    """Return the same of two samples counted on the same edges; *tails*, if given, begin at two of the edges.
-
-    Both are winsorised there, as in `statistics.wasserstein_effect`.
-    """
-    edges = ref.edges
+    """Return the same of two samples counted on the same edges; *tails*, if given, begin at two of the edges."""
     if tails is None:
         first = max(int(ref.at_edges.searchsorted(0.001, "right")) - 1, 0)
-        last = min(int(ref.at_edges.searchsorted(0.999, "left")), len(edges) - 1)
-    else:
-        first, last = (int(edges.searchsorted(end, "left")) for end in tails)
-    inner = edges[first : last + 1]
-    a, b = (_clipped(side.counts, first, last) for side in (ref, cur))
-    spread = st.spread_of_counts(inner, a)
-    distance = st.wasserstein_of_counts(inner, a, b, step=ref.step)
-    outside = (int(a[0] + a[-1]), int(b[0] + b[-1]))
-    return distance / spread if spread > 0 else 0.0, st.gap_of_counts(ref.counts, cur.counts), outside
+        last = min(int(ref.at_edges.searchsorted(0.999, "left")), len(ref.edges) - 1)
+        tails = float(ref.edges[first]), float(ref.edges[last])
+    first, last = (int(ref.edges.searchsorted(end, "left")) for end in tails)
+    outside = [int(c[:first].sum() + c[last + 1 :].sum()) for c in (ref.counts, cur.counts)]
+    effect = counted_effects(ref, cur.counts, tails)
+    return float(effect), float(st.gap_of_counts(ref.counts, cur.counts)), (outside[0], outside[1])
+
+
+def counted_effects(ref: Counted, counts: Array, tails: tuple[float, float]) -> Array:
+    """Return the effect of each row of *counts*, on the reference's edges; all winsorised at *tails*, two of the edges.
+
+    As in `statistics.wasserstein_effect`.
+    """
+    first, last = (int(ref.edges.searchsorted(end, "left")) for end in tails)
+    inner, clipped = ref.edges[first : last + 1], _clipped(ref.counts, first, last)
+    spread = st.spread_of_counts(inner, clipped)
+    distance = st.wasserstein_of_counts(inner, clipped, _clipped(counts, first, last), step=ref.step)
+    return distance / spread if spread > 0 else np.zeros_like(distance)
 
 
 def _clipped(counts: Array, first: int, last: int) -> Array:
-    ends = counts[: first + 1].sum(), counts[last + 1 :].sum()
-    return np.concatenate([[ends[0]], counts[first + 1 : last + 1], [ends[1]]])
+    below, above = (
+        side.sum(axis=-1, keepdims=True) for side in (counts[..., : first + 1], counts[..., last + 1 :])
+    )
+    return np.concatenate([below, counts[..., first + 1 : last + 1], above], axis=-1)
 
 
 def measure_levels(row: FeatureDrift, a: Mapping[Hashable, int], b: Mapping[Hashable, int]) -> FeatureDrift:
@@ -167,7 +179,7 @@ def measure_levels(row: FeatureDrift, a: Mapping[Hashable, int], b: Mapping[Hash
         # A level that the reference has once might as well have been new: that many are to be expected (Good 1953).
         once = sum(n == 1 for n in a.values())
         found = sum(b[level] for level in new)
-        check = _check("new levels", once, int(counts[0].sum()), found, int(counts[1].sum()), NEW_MOVE)
+        check = share_check("new levels", once, int(counts[0].sum()), found, int(counts[1].sum()), NEW_MOVE)
         plural = "s" if len(new) > 1 else ""
         shown = listed([label(v) for v in sorted(new, key=lambda v: -b[v])])
         note = f"{len(new)} new level{plural} ({check.current:.1%} of rows): {shown}"

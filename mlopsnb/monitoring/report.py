@@ -115,13 +115,17 @@ def _move(check: Check) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class DriftReport:
-    """The features of two samples compared, the model's outputs first, then the most drifted first."""
+    """The features of two samples compared, the model's outputs first, then the most drifted first.
+
+    `span` is the time that the current rows came in (seconds since 1970), where that is known.
+    """
 
     rows: tuple[FeatureDrift, ...]
     reference_rows: int
     current_rows: int
     threshold: float
     q: float
+    span: tuple[float, float] | None = None
 
     @property
     def drifted(self) -> tuple[str, ...]:

@@ -122,31 +122,35 @@ def tails(values: Array) -> tuple[float, float]:
     return float(values[math.floor(0.001 * last)]), float(values[math.ceil(0.999 * last)])
 
 
-def gap_of_counts(reference: Array, current: Array) -> float:
-    """Return the Kolmogorov-Smirnov distance of two rows of counts in the same ordered bins.
+def gap_of_counts(reference: Array, current: Array) -> Array:
+    """Return the Kolmogorov-Smirnov distance of rows of counts in the same ordered bins, along the last axis.
 
     It is the distance of the samples at the bins' ends, and so at most theirs. Neither side may be all zero.
     """
-    return float(
-        np.abs(np.cumsum(reference) / np.sum(reference) - np.cumsum(current) / np.sum(current)).max()
-    )
+    return np.asarray(np.abs(_gaps(reference, current)).max(axis=-1))
 
 
-def wasserstein_of_counts(edges: Array, reference: Array, current: Array, *, step: bool) -> float:
-    """Return the Wasserstein-1 distance of two samples counted on the same *edges*, one more count than edges.
+def _gaps(reference: Array, current: Array) -> Array:
+    """Return by how much more of the reference lies up to the end of each bin."""
+    a, b = np.cumsum(reference, axis=-1), np.cumsum(current, axis=-1)
+    return np.asarray(a / a[..., -1:] - b / b[..., -1:])
 
-    What lies beyond the outermost edges counts as being there. Between edges both CDFs are taken as straight lines,
-    or with *step* as steps, each value being at the end of its bin (exact for whole numbers with an edge after each).
-    Exact up to the width of the bins. Source: the area between the CDFs (Vallender 1974).
+
+def wasserstein_of_counts(edges: Array, reference: Array, current: Array, *, step: bool) -> Array:
+    """Return the Wasserstein-1 distance of samples counted on the same *edges*, one more count than edges.
+
+    Along the last axis. What lies beyond the outermost edges counts as being there. Between edges both CDFs are taken
+    as straight lines, or with *step* as steps, each value being at the end of its bin (exact for whole numbers with an
+    edge after each). Exact up to the width of the bins. Source: the area between the CDFs (Vallender 1974).
     """
-    gap = (np.cumsum(reference) / np.sum(reference) - np.cumsum(current) / np.sum(current))[:-1]
+    gap = _gaps(reference, current)[..., :-1]
     if step:
-        return float((np.abs(gap[:-1]) * np.diff(edges)).sum())
-    a, b, size = gap[:-1], gap[1:], np.abs(gap)
-    heights = (size[:-1] + size[1:]) / 2
-    crossing = a * b < 0  # the lines meet inside the bin: two triangles
-    heights[crossing] -= np.abs(a * b)[crossing] / (size[:-1] + size[1:])[crossing]
-    return float((heights * np.diff(edges)).sum())
+        return np.asarray((np.abs(gap[..., :-1]) * np.diff(edges)).sum(axis=-1))
+    product, size = gap[..., :-1] * gap[..., 1:], np.abs(gap)
+    together = size[..., :-1] + size[..., 1:]
+    # Where the lines meet inside the bin there are two triangles instead of one trapezium.
+    triangles = np.where(product < 0, -product / np.maximum(together, 1e-300), 0.0)
+    return np.asarray(((together / 2 - triangles) * np.diff(edges)).sum(axis=-1))
 
 
 def spread_of_counts(edges: Array, counts: Array) -> float:
