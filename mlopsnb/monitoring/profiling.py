@@ -43,20 +43,21 @@ def profile(data: object, *, outputs: object = None) -> DriftProfile:
     Args:
         data: a DataFrame, an array of rows by features, a dict of columns; Parquet files (a path, a list of paths, a
             directory, a `pyarrow.dataset.Dataset`) or an iterator of frames, of which a part at a time is in memory.
-        outputs: what the model answers: classes or scores with one axis, or scores with two.
+        outputs: what the model answers on *data* in memory: classes or scores with one axis, or scores with two.
 
     `log` and `deploy` make the profile themselves; this is for data that is elsewhere, and for `drift` without a
     server. For parts on several machines see `ProfileBuilder`.
     """
     builder = ProfileBuilder()
     with step("profile") as said:
-        if outputs is not None:
-            builder.add(data, outputs)
-        else:
-            if (seen := look(data)) is not None:
-                builder.lay(seen)
+        if (seen := look(data)) is not None:
+            builder.lay(seen)
+        if outputs is None:
             for part in parts(data):
                 builder.add(part)
+        else:
+            for part, answers in parts((data, outputs)):
+                builder.add(part, answers)
         made = builder.finish()
         said.result = f"{len(made.features)} features, {made.rows:,} rows"
     return made

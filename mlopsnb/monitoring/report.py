@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from mlopsnb.errors import GateRejected, UserError, nearest
 from mlopsnb.extras import need
 from mlopsnb.monitoring.shapes import Histogram, listed, printable
+
+if TYPE_CHECKING:
+    from mlopsnb.records import ModelVersion
 
 State = Literal["ok", "shift", "drift", "no-data", "skipped"]
 SYMBOLS: dict[State, str] = {"ok": "✓", "shift": "~", "drift": "▲", "no-data": "?", "skipped": "-"}
@@ -25,6 +29,7 @@ _COLUMNS = (
     *("feature", "kind", "state", "effect", "q_value", "p_value", "statistic"),
     *("missing_reference", "missing_current", "new_levels", "note", "ks", "psi", "tails_current", "band"),
 )
+_TEXT_HEAD = ("", "feature", "kind", "state", "effect", "q", "missing", "new", "over time", "note")
 _NUMBERS = ("effect", "q_value", "p_value", "ks", "psi", "tails_current", "band")
 
 
@@ -204,9 +209,10 @@ class DriftReport:
         return single(self.find(feature))
 
     def __str__(self) -> str:
-        header = ("", "feature", "kind", "state", "effect", "q", "missing", "new", "note")
-        table = [header, *(_cells(row) for row in self.rows[:MOST_ROWS])]
-        widths = [max(len(line[i]) for line in table) for i in range(len(header))]
+        table: list[tuple[str, ...]] = [_TEXT_HEAD, *(_cells(row) for row in self.rows[:MOST_ROWS])]
+        if not any(row.windows for row in self.rows):
+            table = [(*line[:8], line[9]) for line in table]
+        widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
         lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in table]
         hidden = len(self.rows) - MOST_ROWS
         more = [f"and {hidden} more; to_frame() has them all"] if hidden > 0 else []
@@ -218,6 +224,24 @@ class DriftReport:
         from mlopsnb.monitoring.page import page
 
         return page(self)
+
+    def to_html(self, path: str | Path | None = None) -> str:
+        """Return the report as a whole page without scripts, and write it to *path* if that is given."""
+        from mlopsnb.monitoring.page import document
+
+        text = document(self)
+        if path is not None:
+            Path(path).write_text(text, encoding="utf-8")
+        return text
+
+    def log_to(self, version: ModelVersion) -> None:
+        """Log the report's page, table and effects to MLflow, with the run of *version*.
+
+        Raises `TrackingError` if MLflow does not answer or refuses.
+        """
+        from mlopsnb.monitoring.mlflow_log import log_report
+
+        log_report(self, version)
 
 
 def _plural(group: Sequence[FeatureDrift]) -> str:
@@ -250,8 +274,16 @@ def _cells(row: FeatureDrift) -> tuple[str, ...]:
         number(row.q_value),
         missing(row),
         str(row.new_levels or ""),
+        "".join(_spark(window, row.threshold) for window in row.windows),
         printable(row.note, 100),
     )
+
+
+def _spark(window: Window, threshold: float) -> str:
+    """Return the effect in one window as a block, full at two thresholds; a dot where there is too little data."""
+    if window.effect is None:
+        return "·"
+    return "▁▂▃▄▅▆▇█"[min(int(window.effect / threshold * 4), 7)]
 
 
 def number(value: float | None) -> str:
