@@ -247,7 +247,7 @@ def live():
 def test_time_is_shown_in_text_page_and_figure(live):
     line = next(line for line in str(live).splitlines()[1:] if "onerror" in line)
     assert "·" in line
-    assert line.count("█") == 3
+    assert line.count("█") == 4
     root = ET.fromstring(live._repr_html_().replace("&nbsp;", " "))
     captions = [c.text for c in root.findall(".//tbody[1]//figcaption")]
     assert captions == [
