@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from mlopsnb.monitoring import ProfileBuilder as ProfileBuilder
     from mlopsnb.monitoring import drift as drift
     from mlopsnb.monitoring import profile as profile
+    from mlopsnb.monitoring import watch_performance as watch_performance
     from mlopsnb.packages import export as export
     from mlopsnb.records import Artifact as Artifact
     from mlopsnb.records import ModelVersion as ModelVersion
@@ -56,7 +57,7 @@ _HOMES = {
     ),
     "mlopsnb.flow": ("deploy", "log"),
     "mlopsnb.images.image": ("Image",),
-    "mlopsnb.monitoring": ("DriftReport", "ProfileBuilder", "drift", "profile"),
+    "mlopsnb.monitoring": ("DriftReport", "ProfileBuilder", "drift", "profile", "watch_performance"),
     "mlopsnb.packages": ("export",),
     "mlopsnb.records": ("Artifact", "ModelVersion", "Signature", "TensorSpec"),
 }

@@ -266,7 +266,7 @@ class Deployment:
     def drift(
         self,
         *,
-        hours: float | None = None,
+        since: float | str | None = None,
         revision: int | None = None,
         threshold: float = 0.1,
         q: float = 0.05,
@@ -274,16 +274,18 @@ class Deployment:
         """Compare what the servers were asked with the reference that the model was logged with; no rows are needed.
 
         Args:
-            hours: look so far back; by default at all that the servers keep, a day.
+            since: look so far back, in seconds or as `6h`; by default at all that the servers keep, a day.
             revision: the revision to look at, by default the one that serves.
             threshold, q: as for `mlopsnb.drift`.
 
         Raises `UserError` if the model has no reference, `DeployError` if no replica answers.
         """
+        from mlopsnb import durations
         from mlopsnb.monitoring.replicas import live_drift
 
         found = self._found(revision)
-        return live_drift(self._target, self.name, found, hours=hours, threshold=threshold, q=q)
+        span = None if since is None else durations.seconds(since, of="since")
+        return live_drift(self._target, self.name, found, seconds=span, threshold=threshold, q=q)
 
     def _found(self, number: int | None) -> Revision:
         """Return the revision with that number, or the one that serves, or served last."""

@@ -13,18 +13,30 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mlopsnb.monitoring.compare import drift as drift
     from mlopsnb.monitoring.live import compare_profile as compare_profile
+    from mlopsnb.monitoring.performance import PerformanceReport as PerformanceReport
+    from mlopsnb.monitoring.performance import watch_performance as watch_performance
     from mlopsnb.monitoring.profiling import ProfileBuilder as ProfileBuilder
     from mlopsnb.monitoring.profiling import profile as profile
     from mlopsnb.monitoring.report import DriftReport as DriftReport
 
 _HOMES = {
     "DriftReport": "mlopsnb.monitoring.report",
+    "PerformanceReport": "mlopsnb.monitoring.performance",
     "ProfileBuilder": "mlopsnb.monitoring.profiling",
     "compare_profile": "mlopsnb.monitoring.live",
     "drift": "mlopsnb.monitoring.compare",
     "profile": "mlopsnb.monitoring.profiling",
+    "watch_performance": "mlopsnb.monitoring.performance",
 }
-__all__ = ["DriftReport", "ProfileBuilder", "compare_profile", "drift", "profile"]
+__all__ = [
+    "DriftReport",
+    "PerformanceReport",
+    "ProfileBuilder",
+    "compare_profile",
+    "drift",
+    "profile",
+    "watch_performance",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -47,7 +47,7 @@ def compare_profile(
     *,
     threshold: float = 0.1,
     q: float = 0.05,
-    uncounted: Mapping[str, str] | None = None,
+    uncounted: Mapping[tuple[str, str], str] | None = None,
 ) -> DriftReport:
     """Compare what was counted in *snapshots* with the *profile* that it was counted on.
 
@@ -55,13 +55,18 @@ def compare_profile(
     did, or the latest that has enough rows; q-values hold over all features in all windows. An effect within the
     profile's natural band counts as `ok` at most, or `shift` if it is above the threshold. See `monitoring.drift` for
     the statistics; what is special here is that bins are the profile's: the effect is exact to 0.005, a little less where a tail is very long.
-    *uncounted* says of features that nobody counted, why.
+    *uncounted* says of features that nobody counted, by role and name, why.
     """
     windows = _neighbours(by_window(snapshots))
     whole = merge(windows) if windows else Tally(profile).take(0.0, 0.0)
     rows = [
         _feature(
-            feature, place, whole, windows, threshold, (uncounted or {}).get(feature.name, feature.skipped)
+            feature,
+            place,
+            whole,
+            windows,
+            threshold,
+            (uncounted or {}).get((feature.role, feature.name), feature.skipped),
         )
         for feature, place in zip(profile.features, profile.places, strict=True)
     ]

@@ -15,6 +15,7 @@ from mlopsnb.monitoring.report import SYMBOLS, number
 from mlopsnb.monitoring.shapes import Histogram, printable
 
 if TYPE_CHECKING:
+    from mlopsnb.monitoring.performance import PerformanceReport
     from mlopsnb.monitoring.report import DriftReport, FeatureDrift
 
 _ACROSS = 4
@@ -146,6 +147,34 @@ def _draw_levels(axes: Any, histogram: Histogram, *, small: bool) -> None:
         ha="right" if crowded else "center",
         parse_math=False,
     )
+
+
+def performance(report: PerformanceReport, metric: str) -> Any:
+    """Return a Figure of one *metric* over time: estimated and realised values, the baseline, the limit.
+
+    Raises `UserError` if the report has no such metric.
+    """
+    if metric not in report.limits:
+        raise UserError(f"there is no metric {metric!r}; there are {', '.join(report.limits)}")
+    figure = _figure(8.0, 3.6)
+    axes = figure.add_subplot()
+    names = [span.name for span in report.spans]
+    for kind, colour, mark in (("estimated", REFERENCE, "o"), ("realised", CURRENT, "D")):
+        values = [getattr(span, kind).get(metric, float("nan")) for span in report.spans]
+        axes.plot(
+            names,
+            values,
+            color=colour,
+            marker=mark,
+            linestyle="--" if kind == "estimated" else "-",
+            label=kind,
+        )
+    axes.axhline(report.baseline[metric], color="0.4", linewidth=1, label="baseline")
+    axes.axhline(report.limits[metric], color="0.4", linestyle=":", label="limit")
+    axes.set_ylabel(metric)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
 
 
 def _title(row: FeatureDrift, width: int, *, one_line: bool = False) -> str:

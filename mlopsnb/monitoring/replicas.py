@@ -28,9 +28,9 @@ PROTOCOL = 1
 
 
 def live_drift(
-    target: Target, name: str, revision: Revision, *, hours: float | None, threshold: float, q: float
+    target: Target, name: str, revision: Revision, *, seconds: float | None, threshold: float, q: float
 ) -> DriftReport:
-    """Return the drift report of one *revision*: all its replicas, over the last *hours* or all that they have kept.
+    """Return the drift report of one *revision*: all its replicas, over the last *seconds* or all that they have kept.
 
     Raises `UserError` if the revision has no reference profile, `DeployError` if no replica answers.
     """
@@ -42,7 +42,7 @@ def live_drift(
             hint="see its logs; a server of an older mlopsnb does not count: deploy it again",
         )
     told = [_read(replica, body) for replica, body in answers.items()]
-    first = time.time() - 3600 * hours if hours is not None else 0.0
+    first = time.time() - seconds if seconds is not None else 0.0
     snapshots: list[Snapshot] = []
     for document in told:
         if document["profile"] != profile.digest:
@@ -50,7 +50,7 @@ def live_drift(
             raise DeployError(f"{name!r} does not count for this reference: {why}", hint="deploy it again")
         read = [profiles.read_snapshot(window, profile) for window in document["windows"]]
         snapshots += [snapshot for snapshot in read if snapshot.end > first]
-    uncounted = {str(k): str(v) for document in told for k, v in document["uncounted"].items()}
+    uncounted = {(part["role"], part["name"]): part["why"] for one in told for part in one["uncounted"]}
     return compare_profile(profile, snapshots, threshold=threshold, q=q, uncounted=uncounted)
 
 

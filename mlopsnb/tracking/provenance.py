@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from mlopsnb import manifest
 from mlopsnb.extras import loaded
-from mlopsnb.records import Origin
 from mlopsnb.profiles import DriftProfile
+from mlopsnb.records import Origin
 from mlopsnb.tracking.fingerprint import data_digest
 
 if TYPE_CHECKING:
