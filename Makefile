@@ -18,8 +18,8 @@ setup: $(READY)  ## make .venv with everything that demo, test and check need
 demo: $(READY)  ## run the quickstart notebook from top to bottom and say what came out
 	@$(BIN)/python tools/demo.py
 
-test: $(READY)  ## run the tests
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: $(READY)  ## run the tests, two at a time
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup $(PYTEST_ARGS)
 
 fuzz: $(READY)  ## a million malformed inputs for the codecs, 200,000 malformed requests for a server (some minutes)
 	@for codec in grpc grpc-plain mlflow-csv mlflow-json mlflow-plain tfserving tfserving-plain v2 v2-binary v2-plain; do \

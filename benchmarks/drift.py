@@ -1,43 +1,231 @@
-"""How long a drift report takes against scipy's own tests, one column after the other, on the same data.
+"""Drift reports beside Evidently's and NannyML's: time, memory, size and verdicts, on the same data in one run.
 
-Run: python benchmarks/drift.py [rows] [columns]. Both sides are timed in this one process, in turn, and the
-best of three counts. Ours does more: effects, q-values, missing shares, histograms.
+Run: python benchmarks/drift.py [--rows 1000000 --columns 50] [--times 5] [--out FILE]. The peers live in environments of
+their own below `--venvs`, made by the first run. Sides take turns, and each figure is a median; CPU seconds are told
+beside the wall clock, because a busy machine stretches the latter.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import os
+import statistics
+import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
-from scipy import stats
+import pandas as pd
+from drift_peers import alarms, frames
+from drift_peers.measure import import_cost, measured
+from serving_peers import venvs
 
-from mlopsnb.monitoring import drift
+HERE = Path(__file__).parent / "drift_peers"
+EVIDENTLY = venvs.Environment(
+    "evidently",
+    ("evidently==0.7.23", "pandas==3.0.6", "pyarrow==25.0.1"),
+    note="with pandas 3.1 Evidently cannot be imported",
+)
+NANNYML = venvs.Environment(
+    "nannyml",
+    ("nannyml==0.13.1", "statsmodels==0.14.6"),
+    note="NannyML imports statsmodels without asking for it",
+)
+IMPORT = "from mlopsnb import drift"
 
 
-def naive(reference, current):
-    return [
-        (stats.ks_2samp(x, y).pvalue, stats.wasserstein_distance(x, y) / x.std())
-        for x, y in zip(reference.T, current.T, strict=True)
+def ours(reference, current, page):
+    """Return what `run_evidently.py` returns, of mlopsnb; it runs in a process of its own, too."""
+    from mlopsnb import drift
+
+    before, now = pd.read_parquet(reference), pd.read_parquet(current)
+    drift(before.head(500), now.head(500))
+    report, cost = measured(lambda: drift(before, now))
+    _, render = measured(lambda: report.to_html(page))
+    same = drift(before, now, method="evidently")
+    scores = {
+        row.feature: {
+            "drifted": row.state == "drift",
+            "score": row.effect if row.effect is not None else row.p_value,
+        }
+        for row in same.rows
+    }
+    return {
+        "cost": cost,
+        "render": render,
+        "page": Path(page).stat().st_size,
+        "import": import_cost(IMPORT),
+        "scores": scores,
+    }
+
+
+def peer(python, script, *arguments):
+    done = subprocess.run(
+        [str(python), str(HERE / script), *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"{script}: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def self_run(*arguments):
+    done = subprocess.run(
+        [sys.executable, __file__, "--ours", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise SystemExit(done.stderr[-2000:])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def speed(python, directory, rows, columns, times):
+    """Compare both on *rows* by *columns*."""
+    data = frames.write(directory, rows, columns)
+    runs = [
+        (
+            self_run(*data, directory / "ours.html"),
+            peer(python, "run_evidently.py", *data, directory / "evidently.html"),
+        )
+        for _ in range(times)
     ]
+    found = {}
+    for figure in ("wall", "cpu", "memory"):
+        a, b = (statistics.median(run[side]["cost"][figure] for run in runs) for side in (0, 1))
+        found[figure] = {"mlopsnb": a, "evidently": b, "ratio": b / max(a, 1e-9)}
+    for figure in ("import", "page"):
+        a, b = (statistics.median(run[side][figure] for run in runs) for side in (0, 1))
+        found[figure] = {"mlopsnb": a, "evidently": b, "ratio": b / a}
+    mine, theirs = runs[0][0]["scores"], runs[0][1]["scores"]
+    verdicts = {name: is_drift(metric) == mine[name]["drifted"] for name, metric in theirs.items()}
+    found["same verdict"] = {"columns": len(theirs), "same": sum(verdicts.values())}
+    found["largest score difference"] = max(
+        abs(m["score"] - mine[name]["score"]) for name, m in theirs.items()
+    )
+    return found
 
 
-def seconds(call, *args):
-    start = time.perf_counter()
-    call(*args)
-    return time.perf_counter() - start
+def is_drift(metric):
+    distance = "distance" in metric["method"].lower()
+    return metric["score"] >= metric["threshold"] if distance else metric["score"] <= metric["threshold"]
 
 
-def main(rows=100_000, columns=20):
-    rng = np.random.default_rng(0)
-    reference = rng.normal(size=(rows, columns))
-    print(f"{rows} rows by {columns} columns, best of 3")
-    for shape, size in (("as many current rows", rows), ("fewer current rows", rows * 9 // 10 + 1)):
-        current = rng.normal(0.05, 1, size=(size, columns))
-        pairs = [(seconds(drift, reference, current), seconds(naive, reference, current)) for _ in range(3)]
-        ours, theirs = (min(times) for times in zip(*pairs, strict=True))
-        print(f"{shape}: mlopsnb {ours:.3f} s, scipy {theirs:.3f} s, ratio {theirs / ours:.1f}")
+def loans(python, directory):
+    """NannyML's own data: five columns drift from the sixth chunk on."""
+    from mlopsnb.monitoring import performance
+    from mlopsnb.monitoring.live import compare_profile, count_table
+    from mlopsnb.monitoring.profiling import profile
+    from mlopsnb.profiles import Snapshot
+
+    theirs = peer(python, "run_nannyml.py", directory)
+    reference, analysis = (
+        pd.read_parquet(directory / f"loan-{name}.parquet") for name in ("reference", "analysis")
+    )
+    columns = list(theirs["alerts"])
+    started = time.process_time()
+    made = profile(reference[columns])
+    chunks = [analysis[columns][i : i + 5000] for i in range(0, len(analysis), 5000)]
+    counted = [count_table(made, chunk) for chunk in chunks]
+    windows = [
+        Snapshot(start=i, end=i + 1, rows=c.rows, cells=c.cells, sums=c.sums) for i, c in enumerate(counted)
+    ]
+    report = compare_profile(made, windows)
+    cpu = time.process_time() - started
+    drifting = {"car_value", "salary_range", "loan_length", "repaid_loan_on_prev_car", "y_pred_proba"}
+    truth = {name: [name in drifting and i >= 5 for i in range(10)] for name in columns}
+    alerts = {row.feature: [w.state == "drift" for w in row.windows] for row in report.rows}
+    started = time.process_time()
+    calibration = performance.calibrate(reference["y_pred_proba"], reference["repaid"])
+    estimates = [
+        performance.estimated(calibration, c["y_pred_proba"], c["y_pred"]) for c in np.split(analysis, 10)
+    ]
+    own_cpu = time.process_time() - started
+    gap = max(abs(e[m] - theirs["cbpe"][m][i]) for i, e in enumerate(estimates) for m in e)
+    return {
+        "mlopsnb": cells(alerts, truth),
+        "nannyml": cells(theirs["alerts"], truth),
+        "cpu": cpu,
+        "cbpe": {
+            "largest difference": gap,
+            "mlopsnb": own_cpu,
+            "nannyml": theirs["cbpe_cpu"],
+            "ratio": theirs["cbpe_cpu"] / own_cpu,
+        },
+    }
+
+
+def cells(alerts, truth):
+    pairs = [(a, t) for name in truth for a, t in zip(alerts[name], truth[name], strict=True)]
+    return {
+        "found": sum(a and t for a, t in pairs),
+        "of": sum(t for _, t in pairs),
+        "false": sum(a and not t for a, t in pairs),
+    }
+
+
+def rendering():
+    """Milliseconds to render 50 features over 48 windows, and to merge a day of ten replicas."""
+    from mlopsnb import drift, profile
+    from mlopsnb.profiles import Tally, merge
+
+    x = np.random.default_rng(0).normal(size=(5000, 50))
+    made = profile(x)
+    tally, windows = Tally(made), []
+    for i in range(48):
+        tally.add_block(range(50), x[:200] + i / 50)
+        windows.append(tally.take(i, i + 1))
+    plain, live = drift(x, x + 0.1), drift(made, windows)
+    few = profile(x[:, :32])
+    tally = Tally(few)
+    tally.add_block(range(32), x[:, :32])
+    many = [tally.take(0, 1) for _ in range(240)]
+    calls = {
+        "render": plain._repr_html_,
+        "render 48 windows": live._repr_html_,
+        "merge 240 snapshots": lambda: merge(many),
+    }
+    return {name: 1e3 * min(cpu(call) for _ in range(9)) for name, call in calls.items()}
+
+
+def cpu(call):
+    started = time.process_time()
+    call()
+    return time.process_time() - started
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--ours", nargs=3, metavar=("REFERENCE", "CURRENT", "PAGE"), help=argparse.SUPPRESS)
+    parser.add_argument("--sizes", nargs="*", default=["100000x20", "1000000x50"], help="rows x columns")
+    parser.add_argument("--times", type=int, default=5)
+    parser.add_argument("--parts", nargs="*", default=["speed", "loans", "rendering", "alarms"])
+    parser.add_argument("--venvs", type=Path, default=Path.home() / ".cache/mlopsnb/benchmarks")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    if args.ours:
+        print(json.dumps(ours(*args.ours)))
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(scratch)
+        found = {"machine": {"processors": os.cpu_count(), "load": os.getloadavg()[0]}}
+        if "rendering" in args.parts:
+            found["rendering, ms"] = rendering()
+        if "loans" in args.parts:
+            found["car loans"] = loans(venvs.python_of(NANNYML, args.venvs), directory)
+        if "alarms" in args.parts:
+            found["false alarms and power"] = alarms.compare()
+        for size in args.sizes if "speed" in args.parts else ():
+            rows, columns = map(int, size.split("x"))
+            found[size] = speed(venvs.python_of(EVIDENTLY, args.venvs), directory, rows, columns, args.times)
+    text = json.dumps(found, indent=2)
+    print(text)
+    if args.out:
+        args.out.write_text(text + "\n")
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main()

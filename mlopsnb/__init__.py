@@ -34,7 +34,10 @@ if TYPE_CHECKING:
     from mlopsnb.flow import log as log
     from mlopsnb.images.image import Image as Image
     from mlopsnb.monitoring import DriftReport as DriftReport
+    from mlopsnb.monitoring import ProfileBuilder as ProfileBuilder
     from mlopsnb.monitoring import drift as drift
+    from mlopsnb.monitoring import profile as profile
+    from mlopsnb.monitoring import watch_performance as watch_performance
     from mlopsnb.notebook.doctor import doctor as doctor
     from mlopsnb.packages import export as export
     from mlopsnb.records import Artifact as Artifact
@@ -56,7 +59,7 @@ _HOMES = {
     ),
     "mlopsnb.flow": ("deploy", "log"),
     "mlopsnb.images.image": ("Image",),
-    "mlopsnb.monitoring": ("DriftReport", "drift"),
+    "mlopsnb.monitoring": ("DriftReport", "ProfileBuilder", "drift", "profile", "watch_performance"),
     "mlopsnb.notebook.doctor": ("doctor",),
     "mlopsnb.packages": ("export",),
     "mlopsnb.records": ("Artifact", "ModelVersion", "Signature", "TensorSpec"),

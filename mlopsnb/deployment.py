@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from mlopsnb.client import Client
+    from mlopsnb.monitoring.report import DriftReport
     from mlopsnb.monitoring.traffic import Traffic
     from mlopsnb.protocols import Target
     from mlopsnb.records import Origin, Release, Revision
@@ -261,6 +262,42 @@ class Deployment:
             raise UserError(f"{self.name!r} has no revision {number}; there are: {known}")
         lines = list(self._target.logs(self.name, number))
         return "\n".join(lines[-tail:] if tail else lines)
+
+    def drift(
+        self,
+        *,
+        since: float | str | None = None,
+        revision: int | None = None,
+        threshold: float = 0.1,
+        q: float = 0.05,
+    ) -> DriftReport:
+        """Compare what the servers were asked with the reference that the model was logged with; no rows are needed.
+
+        Args:
+            since: look so far back, in seconds or as `6h`; by default at all that the servers keep, a day.
+            revision: the revision to look at, by default the one that serves.
+            threshold, q: as for `mlopsnb.drift`.
+
+        Raises `UserError` if the model has no reference, `DeployError` if no replica answers.
+        """
+        from mlopsnb import durations
+        from mlopsnb.monitoring.replicas import live_drift
+
+        found = self._found(revision)
+        span = None if since is None else durations.seconds(since, of="since")
+        return live_drift(self._target, self.name, found, seconds=span, threshold=threshold, q=q)
+
+    def _found(self, number: int | None) -> Revision:
+        """Return the revision with that number, or the one that serves, or served last."""
+        release = self.release
+        current = self._current(release)
+        if number is None and current is not None:
+            return current
+        found = next((r for r in release.revisions if r.id == number), None)
+        if found is None:
+            known = ", ".join(str(r.id) for r in release.revisions) or "none"
+            raise UserError(f"{self.name!r} has no revision {number or ''}; there are: {known}")
+        return found
 
     def metrics(self, seconds: float | str = 1.0) -> Traffic:
         """Return what is sent to it and how it answers: rates, errors by kind, quantiles, batches, queue, CPU and memory.

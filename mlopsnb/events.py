@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 Step = Literal[
     "export",
     "verify",
+    "profile",
     "log",
     "fetch",
     "resolve",

@@ -15,7 +15,8 @@ from mlopsnb.deployment import Deployment, check_name, execute, now, origin
 from mlopsnb.errors import UserError
 from mlopsnb.events import step
 from mlopsnb.images.image import Image
-from mlopsnb.packages import TRACKER, export, fetch, find, name_of, pick_format
+from mlopsnb.monitoring.sources import is_streamed
+from mlopsnb.packages import TRACKER, export, fetch, find, name_of, pick_format, with_reference
 from mlopsnb.records import Artifact, ModelVersion, Revision
 from mlopsnb.settings import settings
 from mlopsnb.shipping import Cargo
@@ -46,8 +47,11 @@ def log(
     Args:
         artifact: what `export` returned.
         name: the registered model's name.
-        reference: the data that the model was trained on (DataFrame, array or dict of arrays); its
-            schema and digest are logged, not its rows.
+        reference: the data that the model was trained on, as the model takes it: a DataFrame (other columns may be
+            beside), an array or a dict of arrays; for more than fits in memory Parquet files (a path, paths, a
+            `pyarrow.dataset.Dataset`) or an iterator of frames. Its profile (bins, counts, levels: see
+            `mlopsnb.profiles`) becomes part of the package that is logged, which therefore has another digest than
+            *artifact*; a server of it counts what it is asked, for `Deployment.drift`. Rows are not stored.
         metrics: numbers such as ``{"accuracy": 0.97}``.
         params: training parameters.
         tags: tags of the run and the version.
@@ -60,6 +64,26 @@ def log(
         raise UserError(
             f"log takes what export returned, found {type(artifact).__name__}", hint="export it first"
         )
+    version, _ = _log(
+        artifact, name=name, reference=reference, metrics=metrics, params=params, tags=tags, alias=alias
+    )
+    return version
+
+
+def _log(
+    artifact: Artifact,
+    *,
+    name: str,
+    reference: object,
+    metrics: Mapping[str, float] | None,
+    params: Mapping[str, object] | None = None,
+    tags: Mapping[str, str] | None = None,
+    alias: str | None = None,
+) -> tuple[ModelVersion, Artifact]:
+    """Log *artifact*, with the profile of *reference* if there is one; return also the package that was logged."""
+    if reference is not None:
+        artifact, made = with_reference(artifact, reference)
+        reference = made if is_streamed(reference) else reference  # a stream has been read, and is gone
     tracker: Tracker = plugins.create("tracker", TRACKER)
     with step("log", name) as said:
         version = tracker.log(
@@ -72,7 +96,7 @@ def log(
             reference=reference,
         )
         said.result = f"{version.uri}{f' (alias {alias})' if alias else ''}"
-    return version
+    return version, artifact
 
 
 def deploy(
@@ -268,14 +292,14 @@ def _version(
     if isinstance(what, str):
         return find(what), None
     if isinstance(what, Artifact):
-        return log(what, name=name, reference=reference, metrics=metrics), what
+        return _log(what, name=name, reference=reference, metrics=metrics)
     if example is None:
         pick_format(what, format)  # a model of no known kind is the first thing to say
         raise UserError(
             "a model needs an example to be exported with", hint="deploy(model, example=X_test[:10], …)"
         )
     artifact = export(what, example, format=format)
-    return log(artifact, name=name, reference=reference, metrics=metrics), artifact
+    return _log(artifact, name=name, reference=reference, metrics=metrics)
 
 
 def _describe(what: object) -> str:

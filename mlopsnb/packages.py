@@ -10,6 +10,7 @@ import platform
 import shutil
 import tempfile
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ from mlopsnb.tensors import dtype_name, read_example, rows_of, specs_of, take_ro
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from mlopsnb.profiles import DriftProfile
     from mlopsnb.protocols import Bound, Format, Tensors, Tracker
     from mlopsnb.tensors import Example
 
@@ -105,6 +107,28 @@ def export(
         )
         manifest.write(draft, made)
         return manifest.artifact(_keep(draft, into, made.digest))
+
+
+def with_reference(artifact: Artifact, reference: object) -> tuple[Artifact, DriftProfile]:
+    """Return *artifact* with the profile of *reference* in its package, for whoever serves it to count on, and the profile.
+
+    The package is a new one beside the old, with a digest of its own: the same files and `reference.json`. The same
+    reference gives the same package. *reference* is what `log` takes. Raises `UserError` if it does not fit the model.
+    """
+    from mlopsnb import profiles
+    from mlopsnb.monitoring.reference import profile_reference
+
+    described = manifest.read(artifact.path)
+    manifest.verify(artifact.path, described)
+    made = profile_reference(artifact, reference)
+    with _room(None) as draft:
+        for name in described.files:
+            (draft / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(artifact.path / name, draft / name)
+        (draft / profiles.FILE).write_text(profiles.to_json(made), encoding="utf-8")
+        described = replace(described, files=manifest.file_digests(draft))
+        manifest.write(draft, described)
+        return manifest.artifact(_keep(draft, None, described.digest)), made
 
 
 def pick_format(model: object, asked: str | None) -> str:

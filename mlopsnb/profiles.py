@@ -57,9 +57,10 @@ class Feature:
 
     `tensor` is the input or output that it is part of, `column` its place on that tensor's last axis (None if the
     tensor has one axis); a profile of a bare table has neither. `mean` and `std` are the reference's, its values
-    clipped to `low` and `high`, its 0.1 % and 99.9 % quantiles; both of these are edges. `whole`: all values were whole
-    numbers. `complete`: no level of the reference is unnamed. `band` is how large the effect gets between parts of the
-    reference themselves (mean and three standard deviations, each part left out in turn), None if it had too few rows.
+    clipped to `low` and `high`, its 0.1 % and 99.9 % quantiles; both of these are edges. `whole`: the values were
+    whole numbers, and few enough for an edge each. `complete`: no level of the reference is unnamed; `singles` of them
+    occurred once. `band` is how large the effect gets between parts of the reference themselves (mean and three
+    standard deviations, each part left out in turn), None if it had too few rows.
     `skipped` says why there are no counters, if there are none.
     """
 
@@ -72,6 +73,7 @@ class Feature:
     levels: tuple[Level, ...] = ()
     rare: tuple[Level, ...] = ()
     complete: bool = True
+    singles: int = 0
     counts: tuple[int, ...] = ()
     missing: int = 0
     infinite: int = 0

@@ -75,6 +75,13 @@ def pytest_sessionstart(session):
             raise pytest.UsageError(f"MLOPSNB_REQUIRE names {name}, which is missing: {reason}")
 
 
+def pytest_collection_modifyitems(items):
+    """Where tests run side by side, those of a file stay together and share its fixtures; the cluster is for one at a time."""
+    for item in items:
+        group = "cluster" if item.get_closest_marker("cluster") else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 def pytest_runtest_setup(item):
     for marker in MISSING.keys() & {m.name for m in item.iter_markers()}:
         if reason := MISSING[marker]():

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from serving_peers import reference
+
 MODEL = "m"
 """The model's name in every server."""
 
@@ -119,6 +121,10 @@ def prepare(case: Case, root: Path) -> Prepared:
         torch.jit.trace(model, torch.from_numpy(inputs[0])).save(str(root / "model.pt"))
         answers = tuple(model(torch.from_numpy(x)).numpy() for x in inputs)
         milliseconds = _forward_ms(model, torch.from_numpy(inputs[0]))
+        if len(case.row) == 1:  # rows of images have no columns to be counted
+            seen = rng.normal(size=(5000, *case.row)).astype(np.float32)
+            names = artifact.signature.inputs[0].name, artifact.signature.outputs[0].name
+            reference.add(artifact.path, {names[0]: seen}, {names[1]: model(torch.from_numpy(seen)).numpy()})
     return Prepared(case, root, inputs, answers, artifact.signature.inputs[0].name, milliseconds)
 
 

@@ -13,6 +13,7 @@ import numbers
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -28,20 +29,25 @@ _SHOWN = 10
 """So many column names at most in a message."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Numbers:
-    """A numeric column: its finite values, sorted.
+    """A numeric column: its `finite` values as they came, and as `values` sorted.
 
     `missing` counts NaN, None and infinities, `infinite` the last alone. `whole` says that only whole numbers
     fit in; `narrow` that the values have float32's precision or less.
     """
 
-    values: Array
+    finite: Array
     rows: int
     missing: int
     infinite: int = 0
     whole: bool = False
     narrow: bool = False
+
+    @cached_property
+    def values(self) -> Array:
+        """The finite values, sorted; whoever needs no order need not wait for it."""
+        return np.sort(self.finite)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,10 +214,18 @@ def _clean_series(raw: Any) -> Column:
         values = raw.to_numpy(dtype="float64", na_value=np.nan)
         return _numbers(values, whole=types.is_integer_dtype(dtype), narrow="float32" in str(dtype).lower())
     if types.is_bool_dtype(dtype) or types.is_string_dtype(dtype):
-        counted = raw.value_counts(dropna=True)
-        counts = dict(zip(counted.index.tolist(), map(int, counted.tolist()), strict=True))
-        return Levels(counts=counts, rows=rows, missing=missing)
+        return Levels(counts=_value_counts(raw), rows=rows, missing=missing)
     return Unsupported(reason=_why_not(str(dtype)), rows=rows, missing=missing)
+
+
+def _value_counts(raw: Any) -> dict[Hashable, int]:
+    arrow = loaded("pyarrow")
+    if arrow is not None and hasattr(raw.array, "__arrow_array__"):  # pandas would sort the counts too
+        counted = arrow.compute.value_counts(arrow.array(raw.array, from_pandas=True))
+        levels, times = counted.field("values").to_pylist(), counted.field("counts").to_pylist()
+        return {level: n for level, n in zip(levels, times, strict=True) if level is not None}
+    found = raw.value_counts(dropna=True)
+    return dict(zip(found.index.tolist(), map(int, found.tolist()), strict=True))
 
 
 def _clean_array(raw: Array) -> Column:
@@ -226,8 +240,11 @@ def _clean_array(raw: Array) -> Column:
             return _numbers(raw, whole=False, narrow=raw.dtype.itemsize < 8)
         case "U" | "S" | "O":
             return _clean_objects(raw.astype(object, copy=False))
+        case "m":
+            seconds = np.where(np.isnat(raw), np.nan, raw / np.timedelta64(1, "s"))
+            return _numbers(seconds, whole=False, narrow=False)
         case _:
-            absent = np.isnat(raw) if raw.dtype.kind in "mM" else np.zeros(len(raw), bool)
+            absent = np.isnat(raw) if raw.dtype.kind == "M" else np.zeros(len(raw), bool)
             return Unsupported(reason=_why_not(str(raw.dtype)), rows=len(raw), missing=int(absent.sum()))
 
 
@@ -237,7 +254,7 @@ def _numbers(raw: Array, *, whole: bool, narrow: bool) -> Numbers:
     finite = np.isfinite(raw)
     values = raw if finite.all() else raw[finite]
     return Numbers(
-        values=np.sort(values),
+        finite=values,
         rows=len(raw),
         missing=len(raw) - len(values),
         infinite=int(np.isinf(raw).sum()) if len(values) < len(raw) else 0,

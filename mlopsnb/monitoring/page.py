@@ -1,4 +1,4 @@
-"""A report as one static piece of HTML: a sentence and a table with small inline pictures.
+"""A report as one static piece of HTML: a sentence, and a ranked table whose rows open.
 
 No script, no outside file, and no colour of its own for text or ground, so that it reads in light and dark, in a
 saved or converted notebook, and without any style. All names are escaped.
@@ -10,19 +10,17 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from mlopsnb.monitoring.report import MOST_ROWS, SYMBOLS, missing, number
-from mlopsnb.monitoring.shapes import Histogram, printable
+from mlopsnb.monitoring import pictures
+from mlopsnb.monitoring.pictures import CURRENT, REFERENCE
+from mlopsnb.monitoring.report import MOST_ROWS, SYMBOLS, missing, number, share_text
+from mlopsnb.monitoring.shapes import printable
 
 if TYPE_CHECKING:
     from mlopsnb.monitoring.report import DriftReport, FeatureDrift
-
-REFERENCE, CURRENT = "#0072B2", "#D55E00"
-"""Blue and vermilion of Okabe and Ito's palette, told apart by the colour-blind as well."""
+    from mlopsnb.monitoring.shapes import Histogram
 
 _TEXT = "var(--jp-ui-font-color1, inherit)"
 _LINE = "var(--jp-border-color2, rgba(128, 128, 128, 0.4))"
-_PICTURE = (132, 30)
-_BAR = (84, 12)
 _BAR_ENDS = (3.0, 12.0)
 """The effect bars end at the largest effect of the report, but at so many thresholds at least and at most."""
 
@@ -31,15 +29,23 @@ _STYLE = f"""<style>
 .mlopsnb-drift table {{ border-collapse: collapse; margin: 6px 0; table-layout: auto; background: transparent; color: inherit; }}
 .mlopsnb-drift caption {{ caption-side: top; text-align: left; padding: 2px 8px; color: inherit; }}
 .mlopsnb-drift table tr > th, .mlopsnb-drift table tr > td {{ text-align: left; vertical-align: middle; padding: 3px 8px; border: 0;
-  border-bottom: 1px solid {_LINE}; background: transparent; color: inherit; white-space: nowrap; }}
+  background: transparent; color: inherit; white-space: nowrap; }}
+.mlopsnb-drift tbody {{ border-bottom: 1px solid {_LINE}; }}
 .mlopsnb-drift table tr > .number {{ text-align: right; font-variant-numeric: tabular-nums; }}
 .mlopsnb-drift table tr > .note {{ white-space: normal; min-width: 12em; max-width: 28em; }}
+.mlopsnb-drift table tr.more > td {{ padding-top: 0; }}
+.mlopsnb-drift summary {{ cursor: pointer; font-size: 11px; opacity: 0.75; }}
+.mlopsnb-drift figure {{ display: inline-block; margin: 4px 16px 4px 0; vertical-align: top; }}
+.mlopsnb-drift figcaption {{ font-size: 11px; }}
 .mlopsnb-drift .strong {{ font-weight: 600; }}
-.mlopsnb-drift svg {{ display: inline-block; vertical-align: middle; }}
+.mlopsnb-drift svg {{ display: inline-block; vertical-align: middle; overflow: visible; }}
 </style>"""
 
-_HEAD = ("feature", "kind", "state", "reference and current", "effect", "", "q", "missing", "new", "note")
-_OPTIONAL = ("missing", "new", "note")
+_HEAD = (
+    *("feature", "kind", "state", "reference and current", "effect", "", "q", "missing", "new"),
+    *("over time", "note"),
+)
+_OPTIONAL = ("missing", "new", "over time", "note")
 _CLASSES = {"effect": "number", "q": "number", "new": "number", "note": "note"}
 
 
@@ -54,16 +60,32 @@ def page(report: DriftReport) -> str:
     body = "\n".join(_row(row, cells, kept) for row, cells in zip(shown, rows, strict=True))
     hidden = len(report.rows) - MOST_ROWS
     more = f"<p>and {hidden} more; <code>to_frame()</code> has them all</p>" if hidden > 0 else ""
-    legend = (
-        f"{_swatch(REFERENCE, filled=True)} reference &nbsp; {_swatch(CURRENT, filled=False)} current"
-        f" &nbsp; │ threshold of the effect, {report.threshold:g}"
-    )
     return (
         f'<div class="mlopsnb-drift">{_STYLE}\n'
         f"<p><strong>{SYMBOLS[report.state]} {escape(report.verdict)}</strong></p>\n"
-        f"<table><caption>{legend}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table>\n"
+        f"<table><caption>{_legend(report)}</caption>\n<thead><tr>{head}</tr></thead>\n{body}\n</table>\n"
         f"{more}</div>"
     )
+
+
+def document(report: DriftReport) -> str:
+    """Return *report* as a whole page, to be saved and sent."""
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
+        f"<title>{escape(report.verdict)}</title></head>\n"
+        f'<body style="font-family: system-ui, sans-serif">{page(report)}</body></html>\n'
+    )
+
+
+def _legend(report: DriftReport) -> str:
+    parts = [
+        f"{_swatch(REFERENCE, filled=True)} reference &nbsp; {_swatch(CURRENT, filled=False)} current",
+        f"│ threshold of the effect, {report.threshold:g}",
+    ]
+    if report.span is not None:
+        start, end = (pictures.clock(moment) for moment in report.span)
+        parts.append(f"{start} to {end} UTC; ▬ below a window: drift")
+    return " &nbsp; ".join(parts)
 
 
 def _class(column: int) -> str:
@@ -75,16 +97,18 @@ def _class(column: int) -> str:
 
 def _cells(row: FeatureDrift, end: float) -> tuple[str, ...]:
     strong = ' class="strong"' if row.state == "drift" else ""
+    told = escape(f"{row.statistic} {number(row.effect)}, threshold {row.threshold:g}")
     return (
         escape(printable(row.feature)),
         escape(row.kind),
         f"<span{strong}>{SYMBOLS[row.state]} {row.state}</span>",
-        _picture(row.histogram) if row.histogram else "",
+        pictures.overlay(row.histogram, 132, 30) if row.histogram else "",
         number(row.effect),
-        _bar(row, end) if row.effect is not None else "",
+        "" if row.effect is None else pictures.bar(row.effect / row.threshold, end, 84, 12, told),
         escape(number(row.q_value)),
         missing(row),
         str(row.new_levels or ""),
+        pictures.strip(row.windows, row.threshold) if row.windows else "",
         escape(printable(row.note, 200)),
     )
 
@@ -92,7 +116,54 @@ def _cells(row: FeatureDrift, end: float) -> tuple[str, ...]:
 def _row(row: FeatureDrift, cells: Sequence[str], kept: Sequence[int]) -> str:
     full = f' title="{escape(row.feature)}"' if printable(row.feature) != row.feature else ""
     tail = "".join(f"<td{_class(i)}>{cells[i]}</td>" for i in kept[1:])
-    return f'<tr><th scope="row"{_class(0)}{full}>{cells[0]}</th>{tail}</tr>'
+    first = f'<tr><th scope="row"{_class(0)}{full}>{cells[0]}</th>{tail}</tr>'
+    return f"<tbody>{first}{_more(row, len(kept))}</tbody>"
+
+
+def _more(row: FeatureDrift, width: int) -> str:
+    """Return the part of a row that opens."""
+    if row.histogram is None:
+        return ""
+    figures = [("histogram", pictures.overlay(row.histogram, 280, 110) + _axis(row.histogram))]
+    if row.histogram.ecdf is not None:
+        low, high = row.histogram.edges[0], row.histogram.edges[-1]
+        figures.append(
+            ("current ECDF minus reference", pictures.ecdf_difference(row.histogram.ecdf, low, high))
+        )
+    if any(window.effect is not None for window in row.windows):
+        figures.append(("effect over time (UTC)", pictures.over_time(row)))
+    if row.histogram.boxes is not None:
+        figures.append(("5, 25, 50, 75 and 95 %", pictures.boxes(row.histogram.boxes)))
+    shown = "".join(f"<figure>{svg}<figcaption>{name}</figcaption></figure>" for name, svg in figures)
+    return (
+        f'<tr class="more"><td colspan="{width}"><details><summary>details</summary>'
+        f"<p>{escape(measures(row))}</p>{shown}</details></td></tr>"
+    )
+
+
+def measures(row: FeatureDrift) -> str:
+    """Return all that was measured of a feature in one line."""
+    found = {
+        row.statistic or "effect": row.effect,
+        "p": row.p_value,
+        "q": row.q_value,
+        "Kolmogorov-Smirnov": row.ks,
+        "PSI": row.psi,
+        "natural band": row.band,
+    }
+    parts = [f"{name} {number(value)}" for name, value in found.items() if value is not None]
+    parts += [
+        f"{c.name} {share_text(c.reference)} → {share_text(c.current)}"
+        for c in row.checks
+        if c.reference or c.current
+    ]
+    return ", ".join(parts)
+
+
+def _axis(histogram: Histogram) -> str:
+    if histogram.labels:
+        return f"<br/><small>{escape(', '.join(printable(label, 18) for label in histogram.labels))}</small>"
+    return f"<br/><small>{histogram.edges[0]:.4g} to {histogram.edges[-1]:.4g}</small>"
 
 
 def _swatch(colour: str, *, filled: bool) -> str:
@@ -102,47 +173,3 @@ def _swatch(colour: str, *, filled: bool) -> str:
         else f'fill="none" stroke="{colour}" stroke-width="2"'
     )
     return f'<svg width="14" height="10" aria-hidden="true"><rect x="1" y="1" width="12" height="8" {fill}/></svg>'
-
-
-def _picture(histogram: Histogram) -> str:
-    """Return both histograms over each other: the reference filled, the current one as an outline."""
-    width, height = _PICTURE
-    top = max(*histogram.reference, *histogram.current) or 1.0
-    levels = bool(histogram.labels)
-    paths = [_outline(shares, top, gaps=levels) for shares in (histogram.reference, histogram.current)]
-    return (
-        f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" aria-label="'
-        f'histograms of the reference and the current data">'
-        f'<path d="{paths[0]}" fill="{REFERENCE}" fill-opacity="0.65" stroke="none"/>'
-        f'<path d="{paths[1]}" fill="none" stroke="{CURRENT}" stroke-width="1.5"/></svg>'
-    )
-
-
-def _outline(shares: Sequence[float], top: float, *, gaps: bool) -> str:
-    """Return a path over the bars; with *gaps* each bar stands alone, as categories do."""
-    width, height = _PICTURE
-    base, step = height - 1, (width - 2) / len(shares)
-    steps = [f"M1,{base}"]
-    for i, share in enumerate(shares):
-        left, right, y = 1 + i * step, 1 + (i + 1) * step, base - share / top * (height - 3)
-        if gaps:
-            inset = step * 0.1
-            steps.append(f"M{left + inset:.1f},{base}V{y:.1f}H{right - inset:.1f}V{base}")
-        else:
-            steps.append(f"V{y:.1f}H{right:.1f}")
-    return "".join(steps) + f"V{base}"
-
-
-def _bar(row: FeatureDrift, end: float) -> str:
-    """Return the effect as a bar with a tick at the threshold; it ends at *end* thresholds."""
-    width, height = _BAR
-    ratio = (row.effect or 0.0) / row.threshold
-    length = max(min(ratio / end, 1.0) * (width - 2), 0.5)
-    tick = width / end
-    shown = f"{row.statistic} {number(row.effect)}, threshold {row.threshold:g}"
-    return (
-        f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="{escape(shown)}"><title>{escape(shown)}</title>'
-        f'<rect x="0" y="3" width="{length:.1f}" height="6" fill="currentColor" fill-opacity="0.55"/>'
-        f'<path d="M{tick:.1f},0V{height}" stroke="currentColor" stroke-width="1.5"/></svg>'
-    )

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mlopsnb.errors import UserError
 from mlopsnb.extras import need
-from mlopsnb.monitoring.page import CURRENT, REFERENCE
+from mlopsnb.monitoring.pictures import CURRENT, REFERENCE
 from mlopsnb.monitoring.report import SYMBOLS, number
 from mlopsnb.monitoring.shapes import Histogram, printable
 
 if TYPE_CHECKING:
+    from mlopsnb.monitoring.performance import PerformanceReport
     from mlopsnb.monitoring.report import DriftReport, FeatureDrift
 
 _ACROSS = 4
@@ -43,27 +46,74 @@ def overview(report: DriftReport, top: int) -> Any:
 
 
 def single(row: FeatureDrift) -> Any:
-    """Return a Figure of one feature: histogram and ECDF for numbers, the shares of the levels for others.
+    """Return a Figure of one feature: its histogram; of numbers the ECDFs and box plots; the effect over time if known.
 
     Raises `UserError` if the feature has no values to plot.
     """
     if row.histogram is None:
         raise UserError(f"{row.feature!r} has no values to plot: {row.note}")
-    numeric = row.histogram.ecdf is not None
-    figure = _figure(9.0 if numeric else 7.0, 3.8)
-    axes = figure.add_subplot(1, 2 if numeric else 1, 1)
-    _draw(axes, row, legend=True, small=False)
-    axes.set_ylabel("share of rows")
+    panels: list[Callable[[Any], None]] = [partial(_draw_large, row=row)]
     if row.histogram.ecdf is not None:
-        ecdf = row.histogram.ecdf
-        axes = figure.add_subplot(1, 2, 2)
-        axes.step(ecdf.x, ecdf.reference, where="post", color=REFERENCE, label="reference")
-        axes.step(ecdf.x, ecdf.current, where="post", color=CURRENT, label="current", linestyle="--")
-        axes.set_xlim(row.histogram.edges[0], row.histogram.edges[-1])
-        axes.set_ylabel("share of rows at most")
-        axes.legend(frameon=False)
+        panels += [
+            partial(_draw_ecdf, histogram=row.histogram),
+            partial(_draw_boxes, histogram=row.histogram),
+        ]
+    if any(window.effect is not None for window in row.windows):
+        panels.append(partial(_draw_over_time, row=row))
+    across = min(len(panels), 2)
+    down = -(-len(panels) // across)
+    figure = _figure(4.5 * across if across > 1 else 7.0, 3.4 * down + 0.4)
+    for place, draw in enumerate(panels, 1):
+        draw(figure.add_subplot(down, across, place))
     figure.suptitle(_title(row, 60, one_line=True), parse_math=False)
     return figure
+
+
+def _draw_large(axes: Any, *, row: FeatureDrift) -> None:
+    _draw(axes, row, legend=True, small=False)
+    axes.set_ylabel("share of rows")
+
+
+def _draw_ecdf(axes: Any, *, histogram: Histogram) -> None:
+    ecdf = histogram.ecdf
+    assert ecdf is not None
+    axes.step(ecdf.x, ecdf.reference, where="post", color=REFERENCE, label="reference")
+    axes.step(ecdf.x, ecdf.current, where="post", color=CURRENT, label="current", linestyle="--")
+    gaps = [b - a for a, b in zip(ecdf.reference, ecdf.current, strict=True)]
+    axes.plot(ecdf.x, gaps, color="0.5", linewidth=1, label="difference")
+    axes.set_xlim(histogram.edges[0], histogram.edges[-1])
+    axes.set_ylabel("share of rows at most")
+    axes.legend(frameon=False)
+
+
+def _draw_boxes(axes: Any, *, histogram: Histogram) -> None:
+    assert histogram.boxes is not None
+    keys = ("whislo", "q1", "med", "q3", "whishi")
+    stats: list[dict[str, Any]] = [
+        dict(zip(keys, box, strict=True)) | {"fliers": []} for box in histogram.boxes
+    ]
+    drawn = axes.bxp(stats, orientation="horizontal", showfliers=False, patch_artist=True, widths=0.5)
+    for patch, colour in zip(drawn["boxes"], (REFERENCE, CURRENT), strict=True):
+        patch.set(facecolor=colour, alpha=0.45)
+    axes.set_yticks([1, 2], ["reference", "current"])
+    axes.invert_yaxis()
+    axes.set_xlabel("5, 25, 50, 75 and 95 % quantiles")
+
+
+def _draw_over_time(axes: Any, *, row: FeatureDrift) -> None:
+    known = [w for w in row.windows if w.effect is not None]
+    times = [datetime.fromtimestamp((w.start + w.end) / 2, UTC) for w in known]
+    if row.band:
+        axes.axhspan(0, row.band, color=REFERENCE, alpha=0.15, label="natural band")
+    axes.axhline(row.threshold, color="0.4", linestyle="--", label="threshold")
+    axes.plot(times, [w.effect for w in known], color=REFERENCE, marker=".", label="effect")
+    hits = [(t, w.effect) for t, w in zip(times, known, strict=True) if w.state == "drift"]
+    if hits:
+        axes.plot(*zip(*hits, strict=True), "D", color=CURRENT, label="drift")
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("effect")
+    axes.tick_params(axis="x", rotation=30)
+    axes.legend(frameon=False, fontsize=8)
 
 
 def _draw(axes: Any, row: FeatureDrift, *, legend: bool, small: bool) -> None:
@@ -97,6 +147,34 @@ def _draw_levels(axes: Any, histogram: Histogram, *, small: bool) -> None:
         ha="right" if crowded else "center",
         parse_math=False,
     )
+
+
+def performance(report: PerformanceReport, metric: str) -> Any:
+    """Return a Figure of one *metric* over time: estimated and realised values, the baseline, the limit.
+
+    Raises `UserError` if the report has no such metric.
+    """
+    if metric not in report.limits:
+        raise UserError(f"there is no metric {metric!r}; there are {', '.join(report.limits)}")
+    figure = _figure(8.0, 3.6)
+    axes = figure.add_subplot()
+    names = [span.name for span in report.spans]
+    for kind, colour, mark in (("estimated", REFERENCE, "o"), ("realised", CURRENT, "D")):
+        values = [getattr(span, kind).get(metric, float("nan")) for span in report.spans]
+        axes.plot(
+            names,
+            values,
+            color=colour,
+            marker=mark,
+            linestyle="--" if kind == "estimated" else "-",
+            label=kind,
+        )
+    axes.axhline(report.baseline[metric], color="0.4", linewidth=1, label="baseline")
+    axes.axhline(report.limits[metric], color="0.4", linestyle=":", label="limit")
+    axes.set_ylabel(metric)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
 
 
 def _title(row: FeatureDrift, width: int, *, one_line: bool = False) -> str:

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from mlopsnb.errors import GateRejected, UserError, nearest
 from mlopsnb.extras import need
 from mlopsnb.monitoring.shapes import Histogram, listed, printable
+
+if TYPE_CHECKING:
+    from mlopsnb.records import ModelVersion
 
 State = Literal["ok", "shift", "drift", "no-data", "skipped"]
 SYMBOLS: dict[State, str] = {"ok": "✓", "shift": "~", "drift": "▲", "no-data": "?", "skipped": "-"}
@@ -23,8 +27,40 @@ MOST_ROWS = 50
 _MOST_NAMES = 20
 _COLUMNS = (
     *("feature", "kind", "state", "effect", "q_value", "p_value", "statistic"),
-    *("missing_reference", "missing_current", "new_levels", "note"),
+    *("missing_reference", "missing_current", "new_levels", "note", "ks", "psi", "tails_current", "band"),
 )
+_TEXT_HEAD = ("", "feature", "kind", "state", "effect", "q", "missing", "new", "over time", "note")
+_NUMBERS = ("effect", "q_value", "p_value", "ks", "psi", "tails_current", "band")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """A share of the values, compared by itself: `missing`, `new levels`, or `tails`.
+
+    Shares are 0 to 1. `drifted` says that it moved by `limit` or more, and significantly. Of new levels, what the
+    reference "has" is what is to be expected; the tails are the outermost 0.2 % of the reference's values.
+    """
+
+    name: str
+    reference: float
+    current: float
+    limit: float
+    p_value: float
+    q_value: float | None = None
+    drifted: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """One feature in one window of time, from `start` to `end` (seconds since 1970), `rows` of them."""
+
+    start: float
+    end: float
+    rows: int
+    effect: float | None = None
+    p_value: float | None = None
+    q_value: float | None = None
+    state: State = "no-data"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,9 +68,9 @@ class FeatureDrift:
     """One feature, or one output of the model, compared.
 
     `kind` is `numeric`, `category`, `output` or `other`; `statistic` names the effect: `wasserstein` (in standard
-    deviations of the reference), `jensen-shannon` (0 to 0.83), or nothing. `effect` and both p- and q-values are
-    None where there was nothing to measure. Missing shares are 0 to 1; `missing_move` is how far that share moved,
-    in units of what counts as drift, and 0 unless it does.
+    deviations of the reference), `jensen-shannon` (0 to 0.83), or nothing. Beside it `ks` is the Kolmogorov-Smirnov
+    distance, `psi` the population stability index. What was not measured is None. Missing shares are 0 to 1. `band` is
+    how large the effect gets between parts of the reference itself; an effect below is `ok` whatever its p-value.
     """
 
     feature: str
@@ -45,31 +81,56 @@ class FeatureDrift:
     statistic: str = ""
     p_value: float | None = None
     q_value: float | None = None
+    ks: float | None = None
+    psi: float | None = None
+    band: float | None = None
     missing_reference: float = 0.0
     missing_current: float = 0.0
-    missing_p_value: float | None = None
-    missing_q_value: float | None = None
-    missing_move: float = 0.0
+    checks: tuple[Check, ...] = ()
     new_levels: int = 0
+    windows: tuple[Window, ...] = ()
     note: str = ""
     histogram: Histogram | None = None
 
     @property
     def severity(self) -> float:
         """How far beyond what counts as drift, 1 being just there; -1 if nothing was measured."""
-        by_effect = -1.0 if self.effect is None else self.effect / self.threshold
-        return max(by_effect, self.missing_move or -1.0)
+        return max([_beyond(self), *(_move(check) for check in self.telling)])
+
+    @property
+    def telling(self) -> tuple[Check, ...]:
+        """The checks that say more than the effect does: tails and new levels are part of a large one."""
+        plain = _beyond(self) < 1
+        return tuple(check for check in self.checks if check.drifted and (plain or check.name == "missing"))
+
+    @property
+    def tails_current(self) -> float | None:
+        """The share of current values in the outermost 0.2 % of the reference's."""
+        return next((check.current for check in self.checks if check.name == "tails"), None)
+
+
+def _beyond(row: FeatureDrift) -> float:
+    return -1.0 if row.effect is None else row.effect / row.threshold
+
+
+def _move(check: Check) -> float:
+    """Return how far a share moved, in units of what counts as drift."""
+    return abs(check.current - check.reference) / check.limit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class DriftReport:
-    """The features of two samples compared, the model's outputs first, then the most drifted first."""
+    """The features of two samples compared, the model's outputs first, then the most drifted first.
+
+    `span` is the time that the current rows came in (seconds since 1970), where that is known.
+    """
 
     rows: tuple[FeatureDrift, ...]
     reference_rows: int
     current_rows: int
     threshold: float
     q: float
+    span: tuple[float, float] | None = None
 
     @property
     def drifted(self) -> tuple[str, ...]:
@@ -110,7 +171,7 @@ class DriftReport:
         """Return all rows as a pandas DataFrame; what was not measured is NaN."""
         pandas = need("pandas", extra="monitoring")
         frame = pandas.DataFrame([[getattr(row, c) for c in _COLUMNS] for row in self.rows], columns=_COLUMNS)
-        return frame.astype({"effect": "float64", "q_value": "float64", "p_value": "float64"})
+        return frame.astype(dict.fromkeys(_NUMBERS, "float64"))
 
     def assert_ok(self) -> None:
         """Raise `GateRejected`, which names what drifted, if anything did."""
@@ -148,9 +209,10 @@ class DriftReport:
         return single(self.find(feature))
 
     def __str__(self) -> str:
-        header = ("", "feature", "kind", "state", "effect", "q", "missing", "new", "note")
-        table = [header, *(_cells(row) for row in self.rows[:MOST_ROWS])]
-        widths = [max(len(line[i]) for line in table) for i in range(len(header))]
+        table: list[tuple[str, ...]] = [_TEXT_HEAD, *(_cells(row) for row in self.rows[:MOST_ROWS])]
+        if not any(row.windows for row in self.rows):
+            table = [(*line[:8], line[9]) for line in table]
+        widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
         lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in table]
         hidden = len(self.rows) - MOST_ROWS
         more = [f"and {hidden} more; to_frame() has them all"] if hidden > 0 else []
@@ -163,6 +225,24 @@ class DriftReport:
 
         return page(self)
 
+    def to_html(self, path: str | Path | None = None) -> str:
+        """Return the report as a whole page without scripts, and write it to *path* if that is given."""
+        from mlopsnb.monitoring.page import document
+
+        text = document(self)
+        if path is not None:
+            Path(path).write_text(text, encoding="utf-8")
+        return text
+
+    def log_to(self, version: ModelVersion) -> None:
+        """Log the report's page, table and effects to MLflow, with the run of *version*.
+
+        Raises `TrackingError` if MLflow does not answer or refuses.
+        """
+        from mlopsnb.monitoring.mlflow_log import log_report
+
+        log_report(self, version)
+
 
 def _plural(group: Sequence[FeatureDrift]) -> str:
     noun = "output" if group[0].kind == "output" else "feature"
@@ -170,9 +250,18 @@ def _plural(group: Sequence[FeatureDrift]) -> str:
 
 
 def _why(row: FeatureDrift) -> str:
-    if row.effect is None or row.missing_move > row.effect / row.threshold:
-        return f"missing {row.missing_reference:.0%} to {row.missing_current:.0%}"
+    worst = max(row.telling, key=_move, default=None)
+    if worst is not None and _move(worst) > _beyond(row):
+        return f"{worst.name} {share_text(worst.reference)} to {share_text(worst.current)}"
+    latest = [w for w in row.windows if w.effect is not None][-1:]
+    if latest and (latest[0].effect or 0.0) > (row.effect or 0.0):
+        return f"effect {number(latest[0].effect)} in the latest window"
     return f"effect {row.effect:.2f}"
+
+
+def share_text(share: float) -> str:
+    """Return a share as people read it, ``12.5%``; one that rounds to nothing but is something, as ``<0.1%``."""
+    return "<0.1%" if 0 < share < 0.0005 else f"{share:.1%}"
 
 
 def _cells(row: FeatureDrift) -> tuple[str, ...]:
@@ -185,8 +274,16 @@ def _cells(row: FeatureDrift) -> tuple[str, ...]:
         number(row.q_value),
         missing(row),
         str(row.new_levels or ""),
+        "".join(_spark(window, row.threshold) for window in row.windows),
         printable(row.note, 100),
     )
+
+
+def _spark(window: Window, threshold: float) -> str:
+    """Return the effect in one window as a block, full at two thresholds; a dot where there is too little data."""
+    if window.effect is None:
+        return "·"
+    return "▁▂▃▄▅▆▇█"[min(int(window.effect / threshold * 4), 7)]
 
 
 def number(value: float | None) -> str:

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from mlopsnb.monitoring.samples import Sample
 
 Array = np.ndarray[Any, Any]
 
@@ -18,6 +21,9 @@ BINS = 24
 
 LEVELS = 10
 """Levels that are shown one by one at most; the rest are added up."""
+
+Box = tuple[float, float, float, float, float]
+"""The 5 %, 25 %, 50 %, 75 % and 95 % quantiles."""
 
 _LABEL = 40
 _ECDF_POINTS = 65
@@ -36,8 +42,8 @@ class Ecdf:
 class Histogram:
     """The share of rows in each bin, on bins that both sides have in common.
 
-    Numbers have `edges` (one more than bins; the outermost bins hold all that lies beyond) and an `ecdf`;
-    categories have `labels`.
+    Numbers have `edges` (one more than bins; the outermost bins hold all that lies beyond), an `ecdf` and
+    `boxes`, the reference's first; categories have `labels`.
     """
 
     reference: tuple[float, ...]
@@ -45,25 +51,30 @@ class Histogram:
     edges: tuple[float, ...] = ()
     labels: tuple[str, ...] = ()
     ecdf: Ecdf | None = None
+    boxes: tuple[Box, Box] | None = None
 
 
-def number_shape(reference: Array, current: Array, *, whole: bool) -> Histogram:
-    """Return the histogram of two sorted samples over where 99 % of each lies; *whole* numbers get whole bins."""
-    low = min(_quantile(s, 0.005) for s in (reference, current))
-    high = max(_quantile(s, 0.995) for s in (reference, current))
-    edges = _edges(low, high, whole=whole)
+def number_shape(reference: Sample, current: Sample, *, whole: bool) -> Histogram:
+    """Return the histogram of two samples over where 99 % of each lies; *whole* numbers get whole bins."""
+    ends = [side.quantiles(np.array([0.005, 0.995])) for side in (reference, current)]
+    edges = _edges(float(min(e[0] for e in ends)), float(max(e[1] for e in ends)), whole=whole)
     points = np.linspace(0, 1, _ECDF_POINTS)
-    x = np.unique([_quantile(s, q) for s in (reference, current) for q in points])
+    x = np.unique(np.concatenate([reference.quantiles(points), current.quantiles(points)]))
     return Histogram(
         edges=tuple(edges.tolist()),
         reference=_shares(reference, edges),
         current=_shares(current, edges),
-        ecdf=Ecdf(x=tuple(x.tolist()), reference=_cdf(reference, x), current=_cdf(current, x)),
+        ecdf=Ecdf(
+            x=tuple(x.tolist()),
+            reference=tuple(reference.at_most(x).tolist()),
+            current=tuple(current.at_most(x).tolist()),
+        ),
+        boxes=(_box(reference), _box(current)),
     )
 
 
-def _quantile(values: Array, q: float) -> float:
-    return float(values[round(q * (len(values) - 1))])
+def _box(sample: Sample) -> Box:
+    return cast("Box", tuple(sample.quantiles(np.array([0.05, 0.25, 0.5, 0.75, 0.95])).tolist()))
 
 
 def _edges(low: float, high: float, *, whole: bool) -> Array:
@@ -77,14 +88,8 @@ def _edges(low: float, high: float, *, whole: bool) -> Array:
     return low * (1 - t) + high * t
 
 
-def _shares(values: Array, edges: Array) -> tuple[float, ...]:
-    inner = np.searchsorted(values, edges[1:-1], "left")
-    counts = np.diff(inner, prepend=0, append=len(values))
-    return tuple((counts / len(values)).tolist())
-
-
-def _cdf(values: Array, x: Array) -> tuple[float, ...]:
-    return tuple((np.searchsorted(values, x, "right") / len(values)).tolist())
+def _shares(sample: Sample, edges: Array) -> tuple[float, ...]:
+    return tuple(np.diff(sample.at_most(edges[1:-1]), prepend=0.0, append=1.0).tolist())
 
 
 def level_shape(reference: Mapping[Hashable, int], current: Mapping[Hashable, int]) -> Histogram:

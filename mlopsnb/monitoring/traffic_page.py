@@ -11,7 +11,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from mlopsnb.monitoring.counting import FIGURES, figure_text
-from mlopsnb.monitoring.page import CURRENT, REFERENCE
+from mlopsnb.monitoring.pictures import CURRENT, REFERENCE
 from mlopsnb.monitoring.traffic import span_text, table
 
 if TYPE_CHECKING:

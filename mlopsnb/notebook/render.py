@@ -24,6 +24,7 @@ _STATES = {
 _DOING = {
     "export": "export",
     "verify": "verify against the original",
+    "profile": "profile the reference",
     "log": "log to the registry",
     "fetch": "fetch",
     "resolve": "resolve the environment",

@@ -35,6 +35,9 @@ PROTOCOL = 1
 COUNT_SECONDS = 1.0
 """How often the ring is counted at least: what a process that is killed has not counted is no older."""
 
+MOST_VALUES = 1_000_000
+"""Values that are counted in a second at most, 2 % of a processor; of more rows a sample is, and the rest is told."""
+
 MOST_FEATURES = 100
 """Features that have series of their own in /metrics; the others share one."""
 
@@ -176,7 +179,9 @@ class Counters:
         self._inputs = _Side(profile, inputs, self._capacity)
         self._outputs = _Side(profile, outputs, self._capacity)
         self._plain = not (self._inputs.words or self._outputs.words)
-        self._filled = 0
+        self._filled = self._skipped = 0
+        counted = sum(map(len, (*inputs.values(), *outputs.values())))
+        self._most = self._left = max(1, MOST_VALUES // max(counted, 1))
         self._stopped = self._unlike = False
 
     def _found(self, specs: Sequence[TensorSpec], role: str) -> dict[TensorSpec, dict[int, int]]:
@@ -195,8 +200,8 @@ class Counters:
     def note(self, rows: int, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
         """Take in a request of *rows* rows that was answered. Never raises."""
         start = self._filled
-        stop = start + rows
-        if stop <= self._capacity and self._plain:  # else there is more to it than copies
+        stop, left = start + rows, self._left - rows
+        if stop <= self._capacity and left >= 0 and self._plain:  # else there is more to it than copies
             try:
                 for ring, name in self._inputs.rings:
                     ring[start:stop] = inputs[name]
@@ -206,7 +211,7 @@ class Counters:
                         break
                     ring[start:stop] = array
                 else:
-                    self._filled = stop
+                    self._filled, self._left = stop, left
                     return
             except Exception as exc:  # noqa: BLE001  an answer must not fail for what is counted of it
                 self._stop(exc)
@@ -223,6 +228,15 @@ class Counters:
             self._say_unlike(f"{wrong[0]} has {len(outputs[wrong[0]])} for {rows}")
             self._count_rings()
             del sides[1]
+        if rows > self._left:
+            counted = -(-rows // -(-rows // self._left)) if self._left else 0
+            self._skipped += rows - counted
+            if not counted:
+                return
+            step = -(-rows // self._left)
+            sides = [(side, {name: tensors[name][::step] for name in side.names}) for side, tensors in sides]
+            rows = counted
+        self._left -= rows
         done = 0
         while done < rows:
             if self._filled == self._capacity:
@@ -254,7 +268,8 @@ class Counters:
         _log.error("live rows are no longer counted\n%s", stack(exc))
 
     def count(self) -> None:
-        """Count what waits. Never raises."""
+        """Count what waits, and allow for as many rows anew as a second may bring. Never raises."""
+        self._left = self._most
         if self._stopped or not (self._filled or self._tally.rows):
             return
         try:
@@ -285,9 +300,16 @@ class Counters:
             "uncounted": [
                 {"role": role, "name": name, "why": why} for (role, name), why in self.uncounted.items()
             ],
-            "notes": self.notes,
+            "notes": [*self.notes, *self._told_skipped()],
             "windows": [document for _, document in self._documents.values()],
         }
+
+    def _told_skipped(self) -> list[str]:
+        if not self._skipped:
+            return []
+        return [
+            f"{self._skipped} rows came beyond the {self._most} a second that are counted; a sample of them was"
+        ]
 
     def families(self, labels: Mapping[str, str]) -> Iterable[Metric]:
         """Return how many values of each feature were as the reference lets expect, and how many were not."""

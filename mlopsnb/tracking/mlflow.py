@@ -20,6 +20,7 @@ from typing import Any
 from mlopsnb import manifest
 from mlopsnb.errors import TrackingError, UserError, nearest
 from mlopsnb.extras import need
+from mlopsnb.profiles import DriftProfile
 from mlopsnb.records import Artifact, ModelVersion
 from mlopsnb.tensors import is_frame
 from mlopsnb.tracking import environment, mlflow_flavor, provenance
@@ -215,11 +216,14 @@ def _log_batches(
 def _log_reference(client: Any, run_id: str, reference: Any, digest: str) -> None:
     """Say in MLflow's own terms which data this was, in context `reference`. The rows stay here."""
     entities = need("mlflow.entities", extra="mlflow")
-    frame = is_frame(reference)
-    parts = reference if isinstance(reference, Mapping) else {"reference": reference}
-    columns = {c: reference[c] for c in reference.columns} if frame else parts
-    schema = {str(name): f"{getattr(v, 'dtype', type(v).__name__)}" for name, v in columns.items()}
-    rows = len(next(iter(parts.values()), ()))
+    if isinstance(reference, DriftProfile):
+        schema = {f.name: str(f.kind) for f in reference.features if f.role == "input"}
+        rows = reference.rows
+    else:
+        parts = reference if isinstance(reference, Mapping) else {"reference": reference}
+        columns = {c: reference[c] for c in reference.columns} if is_frame(reference) else parts
+        schema = {str(name): f"{getattr(v, 'dtype', type(v).__name__)}" for name, v in columns.items()}
+        rows = len(next(iter(parts.values()), ()))
     dataset = entities.Dataset(
         name="reference",
         digest=digest.removeprefix("sha256:")[:36],  # as much of it as MLflow stores

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlopsnb import manifest
 from mlopsnb.extras import loaded
+from mlopsnb.profiles import DriftProfile
 from mlopsnb.records import Origin
 from mlopsnb.tracking.fingerprint import data_digest
 
@@ -35,13 +36,14 @@ _NOTEBOOK_VARIABLES = ("MLOPSNB_NOTEBOOK", "JPY_SESSION_NAME")
 def collect(artifact: Artifact, *, reference: object = None, environment: str = "") -> dict[str, str]:
     """Return the lineage of *artifact* as tags.
 
-    The data is *reference*, or else the example in the package; *environment* is the text of the lock.
+    The data is *reference* (or its profile, where it is not in memory), or else the example in the package;
+    *environment* is the text of the lock.
     """
     notebook = notebook_path()
     here = Path(notebook).parent if notebook else Path()
     tags = git_tags(here if here.is_dir() else Path()) | _notebook_tags(notebook) | _artifact_tags(artifact)
     data = manifest.read_example(artifact.path)[0] if reference is None else reference
-    tags["mlopsnb.data_digest"] = data_digest(data)
+    tags["mlopsnb.data_digest"] = data.digest if isinstance(data, DriftProfile) else data_digest(data)
     if environment:
         tags["mlopsnb.environment_digest"] = _digest(environment.encode())
     return tags

@@ -20,6 +20,7 @@ import pytest
 
 from mlopsnb import flow, manifest, plugins
 from mlopsnb.errors import TrackingError, UserError
+from mlopsnb.monitoring import drift
 from mlopsnb.records import ModelVersion
 from mlopsnb.tracking.fingerprint import data_digest
 
@@ -245,6 +246,23 @@ def mlflow_tracker(store):
 
 
 class TestMLflow:
+    def test_a_drift_report_is_logged_to_the_run_of_a_version(self, mlflow_tracker, artifacts, name):
+        version = log(mlflow_tracker, artifacts[0], name)
+        rows = np.random.default_rng(0).normal(size=(100, 2))
+        report = drift(rows, rows + np.array([0, 2]))
+        report.log_to(version)
+        assert run_of(version).data.metrics == {
+            "drift.features": 1.0,
+            "drift.effect.feature_0": 0.0,
+            "drift.effect.feature_1": pytest.approx(report.find("feature_1").effect),
+        }
+        kept = mlflow.MlflowClient().list_artifacts(version.run_id, "drift")
+        assert {f.path for f in kept} == {"drift/report.html", "drift/report.json"}
+        with pytest.raises(TrackingError, match="the report was not logged to run nowhere"):
+            report.log_to(replace(version, run_id="nowhere"))
+        with pytest.raises(UserError, match="has no run to log to"):
+            report.log_to(replace(version, run_id=""))
+
     def test_a_run_of_its_own_is_finished_and_says_all(self, mlflow_tracker, artifacts, name, store, capfd):
         reference = pd.DataFrame(X, columns=list("abcd"))
         version = log(

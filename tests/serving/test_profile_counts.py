@@ -174,6 +174,33 @@ def test_a_request_larger_than_the_ring_is_counted_whole():
     assert found["y"] == [0, 1, 0, count, 0, 0, 0]
 
 
+def test_of_more_rows_than_a_second_allows_a_sample_is_counted(monkeypatch):
+    monkeypatch.setattr(counting, "MOST_VALUES", 7 * 1000)
+    counters = made()
+
+    def send(count):
+        values = np.arange(count) % 100 / 100
+        x = np.repeat(values[:, None], 3, axis=1)
+        inputs = rows(x, ["Ulm"] * count, [("l", "r")] * count, [True] * count, [1] * count)
+        counters.note(count, inputs, {"y": values})
+
+    send(400)
+    send(1000)  # of which every second is within the 600 that are left
+    send(100)
+    send(1)
+    found = cells(counters)
+    assert {sum(found[name][:-2]) for name in ("a", "city", "y")} == {1000}
+    assert found["a"] == found["y"]
+    assert found["a"] == histogram(
+        np.r_[np.arange(400) % 100, np.arange(0, 1000, 2) % 100, np.arange(100)] / 100
+    )
+    assert counters.document()["notes"] == [
+        "501 rows came beyond the 1000 a second that are counted; a sample of them was"
+    ]
+    send(1)
+    assert sum(cells(counters)["a"]) == 1001
+
+
 def test_what_has_no_counters_is_named():
     features = (
         numeric("a", "x", 7),

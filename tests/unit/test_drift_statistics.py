@@ -157,15 +157,69 @@ def test_js_distance_is_symmetric_and_bounded(counts):
         assert 0 <= st.js_distance(a, b) <= np.sqrt(np.log(2)) + 1e-12
 
 
+@settings(max_examples=300)
 @given(some.integers(1, 500), some.integers(1, 500), some.floats(0, 1), some.floats(0, 1))
-def test_two_proportions_is_the_two_by_two_chi_squared_test(n, m, p, q):
+def test_two_proportions_is_the_two_by_two_chi_squared_test_or_fishers(n, m, p, q):
     a, b = round(n * p), round(m * q)
     table = np.array([[a, n - a], [b, m - b]])
     if (table.sum(axis=0) == 0).any():
-        assert st.two_proportions(a, n, b, m) == 1.0
+        theirs = 1.0
+    elif stats.contingency.expected_freq(table).min() < st.MIN_EXPECTED:
+        theirs = stats.fisher_exact(table).pvalue
     else:
         theirs = stats.chi2_contingency(table, correction=False).pvalue
-        assert st.two_proportions(a, n, b, m) == pytest.approx(theirs, rel=1e-6, abs=1e-300)
+    assert st.two_proportions(a, n, b, m) == pytest.approx(theirs, rel=1e-6, abs=1e-300)
+
+
+def test_two_proportions_of_very_unequal_samples():
+    assert st.two_proportions(2, 10**6, 1, 30) == pytest.approx(
+        stats.fisher_exact([[2, 10**6 - 2], [1, 29]]).pvalue
+    )
+
+
+@given(COUNTS)
+def test_gap_of_counts_is_the_ks_distance_of_the_binned_samples(counts):
+    a, b = np.array(counts)
+    if a.sum() and b.sum():
+        x, y = (np.repeat(np.arange(len(c)), c) for c in (a, b))
+        assert st.gap_of_counts(a, b) == pytest.approx(
+            stats.ks_2samp(x, y, method="asymp").statistic, abs=1e-12
+        )
+
+
+@given(COUNTS, some.floats(0.1, 100))
+def test_wasserstein_of_whole_counts_is_scipys(counts, width):
+    a, b = np.array(counts, float)
+    edges = width * np.arange(len(a))  # the last edge holds the last value; nothing lies beyond
+    if a.sum() and b.sum() and len(a) > 1:
+        theirs = stats.wasserstein_distance(edges, edges, a, b)
+        ours = st.wasserstein_of_counts(edges, np.append(a, 0), np.append(b, 0), step=True)
+        assert ours == pytest.approx(theirs, rel=1e-9, abs=1e-9)
+
+
+@settings(max_examples=25)
+@given(some.integers(0, 10_000), some.floats(-1, 1), some.floats(0.5, 2))
+def test_wasserstein_of_counts_is_scipys_up_to_the_bins(seed, shift, scale):
+    rng = np.random.default_rng(seed)
+    x, y = np.sort(rng.normal(size=3000)), np.sort(rng.normal(shift, scale, size=2000))
+    edges = np.linspace(min(x[0], y[0]), max(x[-1], y[-1]), 400)
+    a, b = (np.diff(np.searchsorted(s, edges, "right"), prepend=0, append=len(s)) for s in (x, y))
+    width = edges[1] - edges[0]
+    ours = st.wasserstein_of_counts(edges, a, b, step=False)
+    assert ours == pytest.approx(stats.wasserstein_distance(x, y), abs=width / 2)
+    assert st.spread_of_counts(edges, a) == pytest.approx(x.std(), abs=width)
+
+
+@given(COUNTS)
+def test_stability_index_is_the_sum_of_both_relative_entropies(counts):
+    a, b = np.array(counts, float) + 30
+    p, q = a / a.sum(), b / b.sum()
+    theirs = stats.entropy(p, q) + stats.entropy(q, p)
+    assert st.stability_index(a, b) == pytest.approx(theirs, rel=1e-8, abs=1e-12)
+
+
+def test_stability_index_of_an_empty_bin_is_finite():
+    assert st.stability_index([0, 10], [10, 0]) == pytest.approx(2 * 0.9999 * np.log(10_000), rel=1e-6)
 
 
 @given(some.lists(some.floats(0, 1), min_size=1, max_size=50))

@@ -1,0 +1,53 @@
+"""The cluster's notebook, run from top to bottom as somebody who may work in one namespace and not more."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "kubernetes.ipynb"
+
+
+def text(notebook, cell_id):
+    [cell] = [c for c in notebook.cells if c.id == cell_id]
+    return "\n".join(o.get("text") or o.get("data", {}).get("text/plain", "") for o in cell.outputs)
+
+
+def test_source_has_no_outputs():
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    assert [c.id for c in notebook.cells if c.cell_type == "code" and (c.outputs or c.execution_count)] == []
+
+
+@pytest.fixture
+def executed(home, base_image, cluster, monkeypatch):
+    """The notebook with its outputs; nothing stays in the cluster, whatever became of it."""
+    monkeypatch.setenv("MLOPSNB_CONTEXT", cluster.context)
+    monkeypatch.setenv("MLOPSNB_BASE_IMAGE", base_image)
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    resources = {"metadata": {"path": str(home / "work")}}
+    NotebookClient(notebook, timeout=600, resources=resources).execute()
+    yield notebook
+    kinds = "deployments,services,configmaps,serviceaccounts"
+    cluster("delete", kinds, "--selector=mlopsnb.io/name=digits", "--wait=false")
+
+
+@pytest.mark.cluster
+@pytest.mark.engine
+@pytest.mark.timeout(900)
+def test_a_bad_canary_goes_a_good_one_takes_over_and_nobody_else_fails(executed):
+    [bad] = [o for c in executed.cells if c.id == "bad" for o in c.outputs if o.output_type == "error"]
+    assert bad.ename == "GateRejected"
+    assert "error_rate" in bad.evalue
+    history = text(executed, "bad-history")
+    assert [line.split()[1:3] for line in history.splitlines()[-2:]] == [["✗", "failed"], ["✓", "running"]]
+    assert "✓ ready" in text(executed, "mended")
+    assert "rollback to revision" in text(executed, "rollback")
+    answered = ast.literal_eval(text(executed, "answered"))
+    assert {what for what in answered if not what.startswith("version")} == {"error 400"}
+    assert answered["version 1"] > answered["error 400"] > 0
+    assert text(executed, "cleaned").strip().endswith("nothing is deployed")

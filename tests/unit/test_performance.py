@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as some
+from sklearn import metrics
+from sklearn.isotonic import IsotonicRegression
+
+from mlopsnb.errors import UserError
+from mlopsnb.monitoring import performance as pf
+from mlopsnb.monitoring import watch_performance
+
+SEEDS = some.integers(0, 10_000)
+
+
+def scored(rows, seed=0, shift=0.0):
+    """Give scores and labels of a model that says 0.9 where it is right in 80 % of cases, and so on."""
+    rng = np.random.default_rng(seed)
+    scores = np.clip(rng.beta(0.8, 0.8, rows) + shift * rng.random(rows), 0, 1).round(3)
+    return scores, (rng.random(rows) < 0.1 + 0.8 * scores).astype(int)
+
+
+@settings(max_examples=30)
+@given(SEEDS, some.integers(2, 200))
+def test_calibration_is_sklearns(seed, rows):
+    scores, labels = scored(rows, seed)
+    theirs = IsotonicRegression(out_of_bounds="clip").fit(scores, labels)
+    asked = np.linspace(-0.2, 1.2, 50)
+    assert pf.calibrate(scores, labels)(asked) == pytest.approx(theirs.predict(asked), abs=1e-9)
+
+
+@settings(max_examples=50)
+@given(SEEDS, some.integers(10, 300))
+def test_realised_metrics_are_sklearns(seed, rows):
+    scores, labels = scored(rows, seed)
+    labels[:2] = 0, 1
+    said = scores >= 0.4
+    assert pf.realised(labels, said, scores) == pytest.approx(
+        {
+            "accuracy": metrics.accuracy_score(labels, said),
+            "precision": metrics.precision_score(labels, said, zero_division=np.nan),
+            "recall": metrics.recall_score(labels, said),
+            "f1": metrics.f1_score(labels, said),
+            "roc_auc": metrics.roc_auc_score(labels, scores),
+        },
+        nan_ok=True,
+    )
+    assert pf.realised_errors(labels, scores) == pytest.approx(
+        {
+            "mae": metrics.mean_absolute_error(labels, scores),
+            "rmse": metrics.root_mean_squared_error(labels, scores),
+        }
+    )
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.5, -0.5])
+def test_the_estimate_comes_true_under_covariate_shift(shift):
+    calibration = pf.calibrate(*scored(50_000))
+    scores, labels = scored(20_000, seed=1, shift=shift)
+    assert pf.estimated(calibration, scores) == pytest.approx(
+        pf.realised(labels, scores >= 0.5, scores), abs=0.015
+    )
+
+
+def test_what_is_not_defined_is_nan():
+    found = pf.realised([0, 0], [0, 0], [0.1, 0.2])
+    assert found["accuracy"] == 1
+    assert all(math.isnan(found[name]) for name in ("precision", "recall", "f1", "roc_auc"))
+
+
+def test_estimates_and_late_labels_are_on_one_plot():
+    scores, labels = scored(10_000)
+    now, truth = scored(4000, seed=2)
+    late = np.where(np.arange(4000) < 2000, truth, np.nan)
+    report = watch_performance(
+        {"scores": scores, "labels": labels}, {"scores": now, "labels": late}, rows=1000
+    )
+    assert [s.rows for s in report.spans] == [1000] * 4
+    assert [bool(s.realised) for s in report.spans] == [True, True, False, False]
+    for span in report.spans[:2]:
+        assert span.realised == pytest.approx(span.estimated, abs=0.05)
+    assert report.below("accuracy") == ()
+    worse = watch_performance(
+        {"scores": scores, "labels": labels}, {"scores": now, "labels": 1 - truth}, baseline={"accuracy": 0.9}
+    )
+    assert worse.below("accuracy") == ("1", "2", "3", "4")
+    assert worse.baseline["accuracy"] == 0.9
+    frame = report.to_frame()
+    assert frame["estimated_roc_auc"].notna().all()
+    assert frame["realised_roc_auc"].isna().tolist() == [False, False, True, True]
+    assert report.plot()._repr_png_().startswith(b"\x89PNG")
+    with pytest.raises(UserError, match="there is no metric 'mae'"):
+        report.plot("mae")
+
+
+def test_a_regressor_has_errors_only():
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=5000)
+    reference = {"labels": truth, "predictions": truth + rng.normal(0, 0.1, 5000)}
+    current = {"labels": truth, "predictions": truth + rng.normal(0, [0.1] * 4000 + [0.5] * 1000)}
+    report = watch_performance(reference, current)
+    assert report.below("mae") == report.below("rmse") == ("5",)
+    assert report.spans[0].estimated == {}
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: pf.calibrate([0.1], [1, 0]), "there are 1 scores and 2 labels"),
+        (lambda: pf.calibrate([0.1], [2]), "the labels must be 0 and 1, found 2"),
+        (lambda: pf.realised(["a"], [1]), "the labels are no numbers"),
+        (lambda: pf.estimated(pf.calibrate([0, 1], [0, 1]), []), "the scores have shape"),
+        (lambda: watch_performance({"scores": [1]}, {"scores": [1]}), "the reference has no labels"),
+        (lambda: watch_performance({}, {}), "the reference has neither scores nor predictions"),
+        (lambda: watch_performance({"scores": [1], "labels": [1, 0]}, {}), "columns of different lengths"),
+    ],
+)
+def test_what_does_not_fit_is_refused(call, message):
+    with pytest.raises(UserError, match=message):
+        call()
