@@ -209,17 +209,18 @@ def test_a_namespace_that_is_not_there_is_named(admin_context):
 
 
 @pytest.fixture
-def changed_config(cluster, monkeypatch, tmp_path):
+def changed_config(cluster, tmp_path):
     """A function that has the kubeconfig of this test changed by a function, and only of this test."""
+    with pytest.MonkeyPatch.context() as patch:
 
-    def change(how):
-        config = yaml.safe_load(cluster("config", "view", "--minify", "--raw", "--flatten"))
-        how(config)
-        path = tmp_path / "kubeconfig"
-        path.write_text(yaml.safe_dump(config))
-        monkeypatch.setenv("KUBECONFIG", str(path))
+        def change(how):
+            config = yaml.safe_load(cluster("config", "view", "--minify", "--raw", "--flatten"))
+            how(config)
+            path = tmp_path / "kubeconfig"
+            path.write_text(yaml.safe_dump(config))
+            patch.setenv("KUBECONFIG", str(path))
 
-    return change
+        yield change
 
 
 def test_credentials_that_have_expired_are_told(cluster, changed_config):
