@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mlopsnb.building import build as build
     from mlopsnb.cleaning import Cleanup as Cleanup
     from mlopsnb.cleaning import cleanup as cleanup
+    from mlopsnb.composing import compose as compose
     from mlopsnb.deployment import Deployment as Deployment
     from mlopsnb.deployment import deployments as deployments
     from mlopsnb.deployment import get as get
@@ -51,6 +52,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "mlopsnb.building": ("build",),
     "mlopsnb.cleaning": ("Cleanup", "cleanup"),
+    "mlopsnb.composing": ("compose",),
     "mlopsnb.deployment": ("Deployment", "deployments", "get"),
     "mlopsnb.errors": (
         *("BuildError", "DeployError", "ExportError", "GateRejected", "InvalidSettings", "MissingExtra"),

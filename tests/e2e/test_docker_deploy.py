@@ -1,13 +1,16 @@
 """The docker target as a user meets it: a real engine, real images, real load."""
 
+import contextlib
 import gc
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
 
+import grpc
 import httpx
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ from served_plans import WEIGHTS, make_package
 import mlopsnb as ml
 from mlopsnb import manifest
 from mlopsnb.targets.docker import Docker
+from mlopsnb.targets.docker_engine import Daemon
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
@@ -139,12 +143,44 @@ def test_ctrl_c_in_the_middle_leaves_the_old_one_serving(place, served, engine):
     assert len(replicas(engine, "stays")) == 1
 
 
-def test_a_container_that_crashes_is_started_again_and_its_clients_wait(place, served, engine):
+def kill(engine, container):
+    """End a container's process as a crash does; the engine does not take that for somebody's wish."""
+    os.kill(engine.api.inspect_container(container["Id"])["State"]["Pid"], signal.SIGKILL)
+
+
+def test_what_crashes_is_started_again_and_an_engine_elsewhere_is_reached_through_itself(
+    place, served, engine, monkeypatch
+):
     dep = ml.deploy(served.images[0], name="crash")
     [container] = replicas(engine, "crash")
-    os.kill(engine.api.inspect_container(container["Id"])["State"]["Pid"], signal.SIGKILL)
-    np.testing.assert_allclose(dep.predict(X), X @ WEIGHTS)
+    kill(engine, container)
+    np.testing.assert_allclose(dep.predict(X), X @ WEIGHTS)  # it waits in the gateway
     assert [r.state for r in dep.history()] == ["running"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Daemon, "is_here", False)
+        far = ml.get("crash", target="docker")
+        assert (far.status, far.release.revisions[0].address) == ("ready", "")
+    [gateway] = [c for c in parts(engine, "crash")[0] if c["Labels"]["mlopsnb.role"] == "http"]
+    kill(engine, gateway)
+    while True:
+        with contextlib.suppress(httpx.TransportError):
+            assert httpx.get(f"{dep.url}/v2/health/ready", trust_env=False).status_code == 200
+            break
+
+
+def test_ports_of_grpc_and_of_another_number(place, served, engine):
+    dep = ml.deploy(served.images[0], name="ports", grpc_port=0)
+    old, told = dep.url, dep.grpc
+    with grpc.insecure_channel(told) as channel:
+        grpc.channel_ready_future(channel).result(60)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    ml.deploy(served.images[1], name="ports", port=port)
+    assert (dep.url, dep.grpc) == (f"http://127.0.0.1:{port}", told)
+    np.testing.assert_allclose(dep.predict(X), -X @ WEIGHTS)
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(old, trust_env=False)
+    assert len(parts(engine, "ports")[2]) == 2
 
 
 def test_too_little_memory_is_told_with_the_limit(place, served, engine):
@@ -166,5 +202,4 @@ def test_without_an_engine_it_is_said_where_one_was_looked_for(monkeypatch, tmp_
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/docker.sock")
     with pytest.raises(ml.DeployError, match=f"no container engine answers at unix://{tmp_path}/docker.sock"):
         ml.deploy("fraud:v1", name="no", target="docker")
-    assert ml.deployments() == ()
     gc.collect()
