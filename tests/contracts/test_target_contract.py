@@ -119,6 +119,18 @@ def test_what_was_never_there_is_an_empty_release(make, kind):
     assert list(target.logs("m", 1)) == []
 
 
+def share_or_refuse(target):
+    """Revisions 1 and 2 get equal shares, and then 2 all again; or the target says that it cannot, and nothing changes."""
+    if target.splits():
+        target.apply("m", Shift({1: 50, 2: 50}), timeout=SECONDS)
+        assert dict(target.observe("m").weights) == {1: 50, 2: 50}
+        target.apply("m", Shift({2: 100}), timeout=SECONDS)
+    else:
+        with pytest.raises(DeployError, match="it cannot split it"):
+            target.apply("m", Shift({1: 50, 2: 50}), timeout=SECONDS)
+    assert dict(target.observe("m").weights) == {2: 100}
+
+
 def test_a_revision_starts_without_traffic_gets_it_and_gives_it_to_the_next(make, made):
     target = make()
     with target.claim("m"):
@@ -144,6 +156,7 @@ def test_a_revision_starts_without_traffic_gets_it_and_gives_it_to_the_next(make
         target.apply("m", Shift({1: 100}), timeout=SECONDS)  # and back, as a restore does
         assert answer(second.url) == 1.0
         target.apply("m", Shift({2: 100}), timeout=SECONDS)
+        share_or_refuse(target)
         target.apply("m", Stop(1), timeout=SECONDS)
     again = make().observe("m")  # another instance, as after a kernel restart
     assert [(r.id, r.state) for r in again.revisions] == [(1, "stopped"), (2, "running")]

@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from traffic_pages import Busy, window
 
@@ -87,6 +87,7 @@ def test_no_requests_are_no_errors():
     assert math.isnan(FIGURES["error_rate"].of(window(0)))
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 20), st.lists(st.booleans(), min_size=2, max_size=2)), max_size=30))
 def test_firing_and_resolved_take_turns(looks):
     board, now, last = Board("m", "t", [ALERT], repeat=1e9), 0.0, {}

@@ -33,20 +33,21 @@ def test_a_rule_is_read():
     assert parse("") == parse("  ") == Rule()
 
 
+@settings(deadline=None)
 @given(RULES)
 def test_what_is_written_is_read_again(comparisons):
     rule = Rule(tuple(comparisons))
     assert parse(str(rule)) == rule
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.text(max_size=40))
 def test_any_text_is_a_rule_or_a_clear_error(text):
     with suppress(UserError):
         assert parse(str(parse(text))) == parse(text)
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.sampled_from(["p99_ms", "<", ">=", "5", "%", "and", "1e999", "qps", "()"]), max_size=9))
 def test_any_order_of_words_is_a_rule_or_a_clear_error(words):
     try:
@@ -96,7 +97,7 @@ def test_the_rule_may_say_how_many_are_enough():
     assert judge(parse(""), window(0)).outcome == "kept"
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.integers(0, 400), st.integers(0, 400), st.floats(0.001, 0.5), st.sampled_from([0.003, 0.04, 0.4]))
 def test_what_is_hopeless_is_broken(good, bad, limit, seconds):
     rule = parse(f"error_rate<{limit!r} and p99_ms<50")
@@ -119,7 +120,7 @@ def test_a_little_too_bad_is_not_hopeless_and_far_too_bad_is():
     assert hopeless(parse("qps>1000000"), window(100)) is None
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.integers(1, 3000), st.data(), st.floats(0.0005, 0.9))
 def test_the_tail_is_that_of_the_binomial_distribution(n, data, share):
     hits = data.draw(st.integers(0, n))

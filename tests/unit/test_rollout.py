@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlopsnb.records import Release, Revision, Workload
@@ -154,6 +154,7 @@ def situations(draw):
     return before, tuple(strategy(before, new, **options))
 
 
+@settings(deadline=None)
 @given(situations())
 def test_traffic_goes_only_where_it_is_ready_and_capacity_is_never_lost(situation):
     before, plan = situation
@@ -168,6 +169,7 @@ def test_traffic_goes_only_where_it_is_ready_and_capacity_is_never_lost(situatio
         assert world.capacity >= wanted or not before.weights
 
 
+@settings(deadline=None)
 @given(situations(), st.data())
 def test_restoring_after_any_prefix_brings_back_what_served(situation, data):
     before, plan = situation
@@ -188,6 +190,7 @@ def test_restoring_after_any_prefix_brings_back_what_served(situation, data):
         assert {r.id for r in running(world.release)} == {r.id for r in running(before)} - lost
 
 
+@settings(deadline=None)
 @given(releases(), PLANS)
 def test_after_a_whole_plan_the_new_one_alone_serves_or_the_canary_has_its_first_share(before, plan):
     strategy, options = plan
@@ -205,6 +208,7 @@ def test_after_a_whole_plan_the_new_one_alone_serves_or_the_canary_has_its_first
     assert serving(world.release).id == new.id
 
 
+@settings(deadline=None)
 @given(releases(split=True))
 def test_promoting_and_abandoning_leave_one(before):
     stable, trying = trial(before)

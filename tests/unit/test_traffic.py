@@ -55,12 +55,14 @@ def sample(counts, at=0.0, started=0.0):
     return Sample(at=at, counts=counts, levels=Levels(replicas=1), started=started)
 
 
+@examples(deadline=None)
 @given(COUNTS, COUNTS)
 def test_what_came_after_is_the_difference(before, after):
     now = sample(before + after, started=5.0)
     assert same(now.since(sample(before, started=5.0)), after)
 
 
+@examples(deadline=None)
 @given(COUNTS, COUNTS)
 def test_a_process_that_started_again_counts_from_zero(before, after):
     assert sample(after, started=90.0).since(sample(before, started=5.0)) == after
@@ -75,6 +77,7 @@ def test_a_replica_seen_for_the_first_time_counts_from_then_on():
     assert merged({"a": new, "b": old}, {}, 10.0, 20.0).counts == counts
 
 
+@examples(deadline=None)
 @given(COUNTS, COUNTS, COUNTS)
 def test_replicas_add_up_in_any_order(a, b, c):
     assert same((a + b) + c, c + (b + a))
@@ -93,6 +96,7 @@ def test_kinds_of_errors():
     assert (counts.errors, counts.server_errors, counts.requests) == (21, 18, 35)
 
 
+@examples(deadline=None)
 @given(HISTOGRAM, st.floats(0, 1), st.floats(0, 1))
 def test_quantiles_rise_and_stay_within_the_bounds(histogram, a, b):
     low, high = histogram.quantile(min(a, b)), histogram.quantile(max(a, b))
