@@ -7,11 +7,11 @@ CREATED := .venv/.created
 READY := .venv/.ready
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: help setup demo test fuzz check format clean
+.PHONY: help setup demo test fuzz check format clean bench-drift
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## make .venv with everything that demo, test and check need
 
@@ -25,6 +25,9 @@ fuzz: $(READY)  ## a million malformed inputs for the codecs, 200,000 malformed 
 	@for codec in grpc grpc-plain mlflow-csv mlflow-json mlflow-plain tfserving tfserving-plain v2 v2-binary v2-plain; do \
 	  echo "$$codec"; $(BIN)/python tests/fuzz/codecs.py $$codec 150000 $$(date +%s) || exit 1; done
 	@$(BIN)/python tests/fuzz/flood.py 200000
+
+bench-drift: $(READY)  ## drift beside Evidently and NannyML, in environments of their own (half an hour)
+	@$(BIN)/python benchmarks/drift.py
 
 check: $(READY)  ## style, types and the order of the layers
 	@$(BIN)/ruff check .

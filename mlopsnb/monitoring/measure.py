@@ -190,7 +190,8 @@ def measure_levels(row: FeatureDrift, a: Mapping[Hashable, int], b: Mapping[Hash
 def measure_counts(row: FeatureDrift, a: Array, b: Array, *, constant: str = "") -> FeatureDrift:
     """Return *row* with what two rows of counts of the same levels say."""
     merged = st.merge_rare(a, b)
-    if len(merged[0]) == 1 and len(a) > 1:
+    frequent = (a + b).max() * min(a.sum(), b.sum()) / (a.sum() + b.sum()) >= st.MIN_EXPECTED
+    if len(a) > 1 and not frequent:
         rare = f"no level of {len(a)} is frequent enough to be compared"
         return replace(row, state="no-data", note=joined(rare, row.note))
     return replace(

@@ -57,6 +57,8 @@ class Verb:
     positionals: tuple[Argument, ...] = ()
     options: tuple[Argument, ...] = ()
     examples: tuple[str, ...] = ()
+    alone: Verb | None = None
+    """The verb of the same name that is meant where only one word is given."""
 
     @property
     def on_deployment(self) -> bool:
@@ -410,18 +412,38 @@ CLEANUP = Verb(
     examples=("%cleanup --older-than 7d --dry-run", "%cleanup --deployments --images"),
 )
 
+_THRESHOLDS = (
+    Argument(name="threshold", kind="float", help="smallest effect that counts as drift"),
+    Argument(name="q", kind="float", help="false discovery rate over all features"),
+)
+
+LIVE_DRIFT = Verb(
+    name="drift",
+    twin="mlopsnb.deployment:Deployment.drift",
+    summary="Compare what a deployment was asked with the reference that its model was logged with.",
+    positionals=(_DEPLOYMENT,),
+    options=(
+        Argument(name="since", kind="text", help="look so far back, such as 30m or 6h; a day if left out"),
+        Argument(
+            name="revision", kind="int", help="the revision to look at; the one that serves if left out"
+        ),
+        *_THRESHOLDS,
+        _TARGET,
+    ),
+    examples=("%drift fraud", "report = %drift fraud --since 6h"),
+)
+
 DRIFT = Verb(
     name="drift",
     twin="mlopsnb.monitoring:drift",
-    summary="Compare two data sets and say which features drifted.",
+    summary="Compare two data sets, or a deployment's traffic with its reference, and say which features drifted.",
     positionals=(
         Argument(name="reference", kind="object", help="the data to compare with, such as the training data"),
         Argument(name="current", kind="object", help="the data of today"),
     ),
     options=(
         Argument(name="method", kind="text", help="the statistic; by each column's type if left out"),
-        Argument(name="threshold", kind="float", help="smallest effect that counts as drift"),
-        Argument(name="q", kind="float", help="false discovery rate over all features"),
+        *_THRESHOLDS,
         Argument(
             name="outputs",
             kind="object",
@@ -429,6 +451,7 @@ DRIFT = Verb(
         ),
     ),
     examples=("%drift X_train X_live", "report = %drift train live --threshold 0.2"),
+    alone=LIVE_DRIFT,
 )
 
 VERBS: dict[str, Verb] = {

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.magic import Magics, needs_local_scope, no_var_expand
 
 from mlopsnb.notebook.grammar import BUILD, DEPLOY, EXPORT, SETTINGS_HELP, SETTINGS_VERB, VERBS, Verb
-from mlopsnb.notebook.parsing import Scope, help_text, parse, read
+from mlopsnb.notebook.parsing import Scope, help_text, meant, parse, read
 from mlopsnb.notebook.splitting import UsageError, split
 from mlopsnb.notebook.views import choose, following
 
@@ -41,9 +41,10 @@ class MlopsnbMagics(Magics):
     def run(self, verb: Verb, line: str, local: Mapping[str, Any] | None) -> Any:
         """Run one line of *verb*; return its record, or None after a `;` or when help was asked for."""
         line, silent = _without_semicolon(line)
+        asked, verb = verb, meant(verb, line)
         words = parse(verb, line)
         if words is None:
-            sys.stdout.write(help_text(verb) + "\n")
+            sys.stdout.write(help_text(asked) + "\n")
             return None
         scope = Scope(self.shell.user_ns, local)
         values = {

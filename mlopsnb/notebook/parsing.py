@@ -31,7 +31,25 @@ def help_text(verb: Verb) -> str:
     lines += [f"  {left:<{width}}  {right}" for left, right in rows]
     lines += ["", "examples:", *(f"  {e}" for e in verb.examples), ""]
     lines += [f"Calls {verb.twin.replace(':', '.')} and returns what that returns."]
+    if verb.alone is not None:
+        lines += ["", "", help_text(verb.alone)]
     return "\n".join(lines)
+
+
+def meant(verb: Verb, line: str) -> Verb:
+    """Return *verb*, or the one of the same name for a single word, if *line* gives one word besides options."""
+    if verb.alone is None:
+        return verb
+    count, value_follows = 0, False
+    for word in split(line):
+        flag, equals, _ = word.partition("=")
+        if value_follows or not _OPTION.match(word):
+            count += not value_follows
+            value_follows = False
+        else:
+            option = verb.option(flag) or verb.alone.option(flag)
+            value_follows = option is not None and option.kind != "flag" and not equals
+    return verb.alone if count == 1 else verb
 
 
 class Scope:

@@ -5,9 +5,19 @@ import inspect
 import numpy as np
 import pytest
 
-from mlopsnb.notebook.grammar import DEPLOY, DEPLOYMENTS, DRIFT, EXPORT, LOG_MODEL, LOGS, PREDICT, VERBS
+from mlopsnb.notebook.grammar import (
+    DEPLOY,
+    DEPLOYMENTS,
+    DRIFT,
+    EXPORT,
+    LIVE_DRIFT,
+    LOG_MODEL,
+    LOGS,
+    PREDICT,
+    VERBS,
+)
 from mlopsnb.notebook.magics import dns_label, twin
-from mlopsnb.notebook.parsing import Scope, help_text, is_uri, parse, read
+from mlopsnb.notebook.parsing import Scope, help_text, is_uri, meant, parse, read
 from mlopsnb.notebook.splitting import UsageError
 
 
@@ -124,7 +134,23 @@ def test_help_is_asked_for(line):
     assert parse(DEPLOY, line) is None
 
 
-@pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
+@pytest.mark.parametrize(
+    ("line", "verb"),
+    [
+        ("fraud", LIVE_DRIFT),
+        ("fraud --since 6h --q=0.1", LIVE_DRIFT),
+        ("--since 6h fraud", LIVE_DRIFT),
+        ("train live", DRIFT),
+        ("train live --threshold 0.2", DRIFT),
+        ("", DRIFT),
+    ],
+)
+def test_a_single_word_is_a_deployment_to_drift(line, verb):
+    assert meant(DRIFT, line) is verb
+    assert meant(DEPLOY, line) is DEPLOY
+
+
+@pytest.mark.parametrize("verb", [*VERBS.values(), LIVE_DRIFT], ids=[*VERBS, "live_drift"])
 def test_options_are_the_parameters_of_the_function(verb):
     positional = [a.name for a in verb.positionals]
     parameters = dict(inspect.signature(twin(verb)).parameters)
@@ -145,7 +171,7 @@ def test_examples_in_the_help_parse(verb):
     for example in verb.examples:
         name, _, line = example.partition("%")[2].partition(" ")
         assert name == verb.name
-        assert parse(verb, line) is not None
+        assert parse(meant(verb, line), line) is not None
 
 
 def test_help_text():
