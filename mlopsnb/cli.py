@@ -16,10 +16,10 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from mlopsnb.errors import MlopsnbError, UserError
-from mlopsnb.notebook.grammar import EXPORT, LOG_MODEL, VERBS, Argument, Verb
+from mlopsnb.notebook.grammar import ATTACH, EXPORT, LOG_MODEL, VERBS, Argument, Verb
 
 OFFERED: dict[str, Verb] = {
-    name: verb.alone or verb for name, verb in VERBS.items() if verb not in (EXPORT, LOG_MODEL)
+    name: verb.alone or verb for name, verb in VERBS.items() if verb not in (ATTACH, EXPORT, LOG_MODEL)
 }
 """Verbs whose first argument can be written down; the others take a model or data."""
 

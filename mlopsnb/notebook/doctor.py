@@ -19,8 +19,8 @@ from mlopsnb.notebook.tables import Badge, card, html_table, text_table
 
 State = Literal["works", "limited", "missing", "broken"]
 
-PATIENCE = 8.0
-"""Seconds that all checks together may take; one that takes longer is told to be broken."""
+PATIENCE = 20.0
+"""Seconds that all checks together may take, imports included; one that takes longer is told to be broken."""
 
 _SYMBOLS: Mapping[State, str] = {"works": "✓", "limited": "!", "missing": "○", "broken": "✗"}
 _HEADER = ("what", "state", "found", "what to do")

@@ -54,8 +54,13 @@ class MlopsnbMagics(Magics):
         }
         title = _title(verb, words)
         notes = fill_in(verb, words, values, scope)
-        with following(title, mode=self._mode(), notes=notes):
-            result = _call(verb, values, scope)
+        try:
+            with following(title, mode=self._mode(), notes=notes):
+                result = _call(verb, values, scope)
+        except KeyboardInterrupt as exc:
+            # The card tells what was interrupted, and what was put back; a stack would only bury it.
+            exc._render_traceback_ = lambda: [f"KeyboardInterrupt: {title} was cancelled"]  # type: ignore[attr-defined]
+            raise
         self._remember(verb, values, result)
         return None if silent else _shown(verb, values, result)
 

@@ -149,6 +149,7 @@ def test_interrupt_leaves_a_frozen_card(kernel, client, allow_stdin, has_widget)
     assert time.perf_counter() - times["sent"] < 5
     assert reply["status"] == "error"
     assert reply["ename"] == "KeyboardInterrupt"
+    assert reply["traceback"] == ["KeyboardInterrupt: %deploy model was cancelled"]
     displays = [m["content"] for m in outputs if m["msg_type"] in ("display_data", "update_display_data")]
     assert (WIDGET in displays[0]["data"]) is has_widget
     last = displays[-1]

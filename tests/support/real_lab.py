@@ -121,6 +121,11 @@ class Page:
         self.wrong: list[str] = []
         self.page.on("request", lambda request: self.asked.append(request.url))
         self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        # Chromium breaks requests off when a network of the machine comes or goes, such as an engine's.
+        self.page.add_locator_handler(
+            self.page.locator(".jp-Dialog").filter(has_text="Server Connection Error"),
+            lambda dialog: dialog.locator("button.jp-mod-accept, button.jp-mod-warn").last.click(),
+        )
         self.page.goto(f"{address}/lab/tree/{path.name}?token={TOKEN}&reset")
         # A command that comes while the kernel still starts is dropped, or asks which kernel.
         self.page.wait_for_function(_CONNECTED, timeout=120_000)

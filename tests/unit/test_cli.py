@@ -60,7 +60,7 @@ def handle(monkeypatch):
 
 
 def test_all_verbs_that_need_no_objects_are_there():
-    assert set(VERBS) - set(cli.OFFERED) == {"export", "log_model"}
+    assert set(VERBS) - set(cli.OFFERED) == {"attach", "export", "log_model"}
     assert cli.OFFERED["drift"].on_deployment
 
 

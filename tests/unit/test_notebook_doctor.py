@@ -112,6 +112,9 @@ def test_what_is_named_and_does_not_answer_is_broken_and_nothing_secret_is_told(
     monkeypatch.setattr("sys.modules", {k: v for k, v in __import__("sys").modules.items() if k != "mlflow"})
     monkeypatch.setenv("MLOPSNB_REGISTRY", "127.0.0.1:9/team")
     monkeypatch.setenv("MLOPSNB_BASE_IMAGE", "127.0.0.1:9/python:3.11-slim")
+    for name in ("KUBECONFIG", "KUBERNETES_SERVICE_HOST"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
     monkeypatch.setattr(doctor, "PATIENCE", 3.0)  # a registry is asked again and again for longer
     found = {check.name: check for check in doctor.doctor()}

@@ -229,6 +229,15 @@ def test_deployments_are_found_by_variable_expression_and_name(run, twin):
     assert str(result.error_in_exec) == "'deps[0]' is no deployment but of type int"
 
 
+def test_the_doctor_is_asked_from_a_cell(run, monkeypatch):
+    from mlopsnb.notebook import doctor_checks
+    from mlopsnb.notebook.doctor import Finding
+
+    monkeypatch.setattr(doctor_checks, "checks", lambda: [("kernel", lambda: Finding("works", "this one"))])
+    result, _ = run("%mlopsnb doctor")
+    assert str(result.result) == "what is set up here works\n  kernel  ✓ works  this one"
+
+
 def test_help(run, ip):
     _, said = run("%deploy --help")
     assert said.stdout.startswith("Serve a model.")

@@ -9,6 +9,16 @@ const SECONDS = 5;
 const MOST_SECONDS = 60;
 const SYMBOLS = { ready: "✓", starting: "▸", stopped: "○", "not ready": "✗", unknown: "?" };
 
+/** Return what tells of targets that could not be asked, folded: a machine without a cluster is as it should be. */
+function unasked(problems) {
+  if (problems.length === 0) {
+    return [];
+  }
+  const names = problems.map(({ target }) => target).join(", ");
+  const said = problems.map(({ target, message }) => element("p", {}, `${target}: ${message}`));
+  return [element("details", {}, element("summary", {}, `not asked: ${names}`), ...said)];
+}
+
 /** Return the side panel as a widget of Lumino. */
 export function makePanel(lab, shell, tracker) {
   const { Widget, Notification, Clipboard } = lab;
@@ -28,7 +38,8 @@ export function makePanel(lab, shell, tracker) {
       this._said = element("div", { role: "status" }, "asking …");
       const head = element("div", {}, element("strong", {}, "Deployments "));
       head.append(button("↻", "Refresh the list of deployments", () => this.refresh()));
-      this.node.append(head, this._said, this._list);
+      this._problems = element("div");
+      this.node.append(head, this._said, this._list, this._problems);
       this._pause = SECONDS;
       this._shown = "";
     }
@@ -72,11 +83,9 @@ export function makePanel(lab, shell, tracker) {
       }
       this._shown = now;
       const count = deployments.length;
-      this._said.textContent = [
-        count === 0 ? "nothing is deployed" : count === 1 ? "1 deployment" : `${count} deployments`,
-        ...problems.map(({ target, message }) => `✗ ${target}: ${message}`),
-      ].join("\n");
-      this._said.style.whiteSpace = "pre-wrap";
+      this._said.textContent =
+        count === 0 ? "nothing is deployed" : count === 1 ? "1 deployment" : `${count} deployments`;
+      this._problems.replaceChildren(...unasked(problems));
       this._list.replaceChildren(...deployments.map((deployment) => this._item(deployment)));
     }
 
