@@ -59,10 +59,13 @@ def test_a_canary_shares_the_load_is_promoted_and_the_next_is_turned_away(place,
         with pytest.raises(
             ml.GateRejected, match=r"revision 3 did not pass its gate: p50_ms is .*; revision 2 in"
         ) as caught:
-            ml.deploy(first, name="shared", canary=(30, 60), gate="p50_ms<0.0001", pause="5m")
+            ml.deploy(first, name="shared", canary=(30, 60), gate="p50_ms<0.0001 and requests>=5", pause="5s")
         assert caught.value.__notes__ == ["what served before serves on: revision 2 of 'shared'"]
         assert dict(dep.release.weights) == {2: 100}
     assert load.report().failures == {}
     states = [(r.id, r.state) for r in dep.history()]
     assert states == [(1, "stopped"), (2, "running"), (3, "failed")]
-    assert [r.note for r in dep.history()][1:3] == ["canary 30 %", "canary 30 %, 60 %; gate p50_ms < 0.0001"]
+    assert [r.note for r in dep.history()][1:3] == [
+        "canary 30 %",
+        "canary 30 %, 60 %; gate p50_ms < 0.0001 and requests >= 5.0",
+    ]
