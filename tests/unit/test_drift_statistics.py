@@ -182,9 +182,9 @@ def test_gap_of_counts_is_the_ks_distance_of_the_binned_samples(counts):
     a, b = np.array(counts)
     if a.sum() and b.sum():
         x, y = (np.repeat(np.arange(len(c)), c) for c in (a, b))
-        assert st.gap_of_counts(a, b) == pytest.approx(
-            stats.ks_2samp(x, y, method="asymp").statistic, abs=1e-12
-        )
+        with np.errstate(divide="ignore"):  # in scipy's p-value of two single rows, which is not looked at
+            expected = stats.ks_2samp(x, y, method="asymp").statistic
+        assert st.gap_of_counts(a, b) == pytest.approx(expected, abs=1e-12)
 
 
 @given(COUNTS, some.floats(0.1, 100))

@@ -74,25 +74,15 @@ def test_help_and_overview_and_completion_of_options_load_nothing_heavy(tmp_path
     assert loaded_by(code, tmp_path) & {*HEAVY, "numpy"} == set()
 
 
-def test_load_ext_is_fast(tmp_path):
+def test_load_ext_reads_few_files(tmp_path):
+    """Each module is a file to find, read and run; `benchmarks/import_time.py` says how long they take."""
     code = (
-        SHELL + "import time\n"
-        "times = time.perf_counter()\n"
+        SHELL + "import sys\n"
+        "before = set(sys.modules)\n"
         "shell.run_line_magic('load_ext', 'mlopsnb')\n"
-        "print(time.perf_counter() - times)"
+        "print(len(set(sys.modules) - before))"
     )
-    fastest = min(float(run(code, IPYTHONDIR=str(tmp_path)).stdout) for _ in range(3))
-    assert fastest < 0.15
-
-
-def test_importing_costs_less_than_numpy_does():
-    pytest.importorskip("numpy")
-
-    def seconds(module):
-        code = f"import time; t = time.perf_counter(); import {module}; print(time.perf_counter() - t)"
-        return min(float(run(code).stdout) for _ in range(3))
-
-    assert seconds("mlopsnb") < seconds("numpy")
+    assert int(run(code, IPYTHONDIR=str(tmp_path)).stdout) <= 40
 
 
 @pytest.mark.parametrize("name", ["IPython", "numpy", "torch", "mlflow"])
