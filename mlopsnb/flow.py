@@ -148,7 +148,7 @@ def deploy(
             (`ghcr.io/team/fraud@sha256:…`); one is built of anything else.
         name: the deployment's name, a DNS label; by default that of the model version.
         example, format: as for `export`; reference, metrics: as for `log`.
-        target: where to run it: `process` (this machine) or `docker` (the container engine of this machine).
+        target: where to run it: `process` (this machine), `docker` (its container engine) or `kubernetes` (a cluster).
         port: the port to serve on; by default a free one, kept by later revisions.
         grpc_port: serve gRPC too, on this port, or with 0 on a free one; kept by later revisions, off by default.
             Calls and connections that are on the wire at the moment when a revision gives way may end with

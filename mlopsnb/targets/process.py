@@ -54,8 +54,8 @@ class Process:
         return "package"
 
     def takes(self) -> Collection[str]:
-        """Say that it gives nothing of these: a process may use what the machine has."""
-        return ()
+        """Say that only the time to live is its own: a process may use what the machine has."""
+        return ("ttl",)
 
     def splits(self) -> bool:
         """Say that one revision at a time has the socket, and all traffic with it."""
