@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 FLUSH_SECONDS = 0.05
 _MOST_LINES = 200
+_PROBED = frozenset({"/healthz", "/ready", "/v2/health/live", "/v2/health/ready", "/metrics", "/profile"})
+"""What somebody asks every few seconds, for as long as the server runs."""
+
 _Noted = tuple[int, str, str, str, int, float, int | None, str, "Trace | None"]
 _Item = TypeVar("_Item")
 _log = logging.getLogger("mlopsnb.serving")
@@ -134,8 +137,8 @@ class RequestLog(Gathered[_Noted]):
         fallback: str = "",
         trace: Trace | None = None,
     ) -> None:
-        """Note one request; *fallback* is why the fallback answered, if it did."""
-        if self._file is not None:
+        """Note one request; *fallback* is why the fallback answered, if it did. What probes find well is no news."""
+        if self._file is not None and not (status < 400 and path in _PROBED):
             self._note((time.time_ns(), request_id, method, path, status, seconds, rows, fallback, trace))
 
     def _lines(self, noted: Iterable[_Noted]) -> Iterable[bytes]:
