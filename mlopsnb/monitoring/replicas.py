@@ -9,6 +9,7 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 PAGE = "/profile"
 PROTOCOL = 1
 """Of the answer at `PAGE`."""
+
+_KEPT = 32
+"""Profiles that are kept in memory: with them comes a whole model, and who watches asks again and again."""
 
 
 def live_drift(
@@ -67,22 +71,39 @@ def _read(replica: str, body: bytes) -> Mapping[str, Any]:
 def _profile(name: str, revision: Revision) -> DriftProfile:
     """Return the profile in the revision's package, which is on this machine or where the model was logged."""
     if revision.package is not None:
-        return _stored(name, revision, revision.package)
+        return _stated(name, revision, _stored(revision.package))
     if not revision.source.startswith(("models:/", "runs:/")):
         raise UserError(
             f"the package of {name!r}, revision {revision.id}, is only in its image",
             hint="deploy it from a model version: log it with its reference first",
         )
-    tracker: Tracker = plugins.create("tracker", "mlflow")
-    with tempfile.TemporaryDirectory(prefix="mlopsnb-") as scratch:
-        fetched = tracker.fetch(tracker.find(revision.source), Path(scratch) / "package")
-        return _stored(name, revision, fetched.path)
+    return _stated(name, revision, _logged(revision.source, revision.digest))
 
 
-def _stored(name: str, revision: Revision, package: Path) -> DriftProfile:
-    if profiles.FILE not in manifest.read(package).files:
+def _stated(name: str, revision: Revision, profile: DriftProfile | None) -> DriftProfile:
+    if profile is None:
         raise UserError(
             f"{name!r}, revision {revision.id}, has no reference to compare with",
             hint="deploy it with reference=X_train, the data that the model was trained on",
         )
+    return profile
+
+
+@lru_cache(maxsize=_KEPT)
+def _logged(source: str, digest: str) -> DriftProfile | None:
+    """Return the profile of the package *digest* that was logged as *source*, or None if it has none."""
+    tracker: Tracker = plugins.create("tracker", "mlflow")
+    with tempfile.TemporaryDirectory(prefix="mlopsnb-") as scratch:
+        fetched = tracker.fetch(tracker.find(source), Path(scratch) / "package")
+        if fetched.digest != digest:
+            raise DeployError(
+                f"what serves is not what {source} is: {digest}, logged {fetched.digest}",
+                hint="name the MLflow server where it was logged: MLFLOW_TRACKING_URI",
+            )
+        return _stored(fetched.path)
+
+
+def _stored(package: Path) -> DriftProfile | None:
+    if profiles.FILE not in manifest.read(package).files:
+        return None
     return profiles.from_json((package / profiles.FILE).read_bytes())

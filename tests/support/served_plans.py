@@ -67,17 +67,22 @@ def make_parts(place, base_image):
 
 def make_package(into, weights=WEIGHTS):
     """Export `x @ weights` as an ONNX package."""
-    import onnx
-
     from mlopsnb.flow import export
 
+    return export(make_model(weights), EXAMPLE, into=into).path
+
+
+def make_model(weights=WEIGHTS):
+    """Return `x @ weights` as an ONNX model."""
+    import onnx
+
     make, kind = onnx.helper, onnx.TensorProto.FLOAT
+    rows, columns = weights.shape
     graph = make.make_graph(
         [make.make_node("MatMul", ["x", "w"], ["y"])],
         "g",
-        [make.make_tensor_value_info("x", kind, ["n", 4])],
-        [make.make_tensor_value_info("y", kind, ["n", 2])],
+        [make.make_tensor_value_info("x", kind, ["n", rows])],
+        [make.make_tensor_value_info("y", kind, ["n", columns])],
         [onnx.numpy_helper.from_array(weights, "w")],
     )
-    model = make.make_model(graph, opset_imports=[make.make_opsetid("", 20)], ir_version=10)
-    return export(model, EXAMPLE, into=into).path
+    return make.make_model(graph, opset_imports=[make.make_opsetid("", 20)], ir_version=10)
