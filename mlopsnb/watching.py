@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 from mlopsnb import durations, plugins, rollout
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from mlopsnb.deployment import Deployment
     from mlopsnb.monitoring.alerts import Alert, Notice
     from mlopsnb.protocols import Target
+    from mlopsnb.records import Revision
 
     Sink = Callable[[Notice], object]
 
@@ -38,6 +41,7 @@ class Watcher:
         self._target: Target = plugins.create("target", dep.target)
         self._board = alerts.Board(dep.name, dep.target, rules)
         self._sampler = Sampler(self._target, dep.name, ())
+        self._on_drift = any(rule.on_drift for rule in rules)
         self._sinks = tuple(sinks)
         self._every = every
         self._ended = threading.Event()
@@ -82,8 +86,8 @@ class Watcher:
     def _look(self) -> None:
         try:
             release = self._target.observe(self._name)
-            revisions = [r.id for r in rollout.running(release)]
-            self._sampler.follow(revisions)
+            revisions = rollout.running(release)
+            self._sampler.follow([r.id for r in revisions])
             windows = dict(self._sampler.tick())
         except MlopsnbError as exc:
             self._trouble(exc.message)
@@ -92,11 +96,27 @@ class Watcher:
         if not revisions and release.revisions:  # nothing runs: no requests, no replicas
             nothing = Window(at=now, seconds=self._every, counts=Counts(), levels=Levels())
             windows = {max(r.id for r in release.revisions): nothing}
+        elif self._on_drift:
+            windows |= {
+                r.id: replace(windows[r.id], drifted=self._drifted(r)) for r in revisions if r.id in windows
+            }
         for notice in self._board.advance(windows, now):
             self.notices.append(notice)
             report_progress("watch", notice.text)
             for sink in self._sinks:
                 self._tell(sink, notice)
+
+    def _drifted(self, revision: Revision) -> float:
+        """Return how many features and outputs `Deployment.drift` names; NaN if it cannot tell, which is noted."""
+        from mlopsnb.monitoring.replicas import live_drift
+
+        try:
+            report = live_drift(self._target, self._name, revision, seconds=None, threshold=0.1, q=0.05)
+        except MlopsnbError as exc:
+            if exc.message not in self.troubles:  # it will be so at each look
+                self._trouble(exc.message)
+            return math.nan
+        return float(len(report.drifted))
 
     def _tell(self, sink: Sink, notice: Notice) -> None:
         try:
@@ -117,12 +137,13 @@ def watch(
     every: float | str = "30s",
     start: bool = True,
 ) -> Watcher:
-    """Watch the traffic of *dep* from now on, and tell *sinks* when an alert fires and when it is over.
+    """Watch the traffic of *dep*, and its drift if a rule names that, from now on, and tell *sinks* when an alert fires and when it is over.
 
     Args:
         dep: a deployment.
         rules: alerts such as ``"severe: error_rate>0.05 and qps>1 for 5m"``: a severity (`info`, `warning`, `severe`,
-            `critical`), what must not be, and for how long it must be so.
+            `critical`), what must not be, and for how long it must be so. `drifted_features` is how many features and
+            outputs `Deployment.drift` names, of all rows that the servers keep; the other figures are of the traffic.
         sinks: callables that take a `Notice`: your own, or `monitoring.sinks.webhook`, `slack` and `email`.
         every: how often it looks; rates and quantiles are over that time.
         start: begin at once, in a thread; without, call `run()`.

@@ -1,4 +1,4 @@
-"""Alerts on figures of the traffic: what they say, when they fire and when they are over. Pure; nothing is sent here.
+"""Alerts on figures of the traffic, and on drift: what they say, when they fire and when they are over. Pure; nothing is sent here.
 
 An alert fires when its rule holds for a while, as an alerting rule of Prometheus does
 (https://prometheus.io/docs/prometheus/latest/configuration/alerting_rules/).
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, cast, get_args
 from mlopsnb import durations
 from mlopsnb.errors import UserError, nearest
 from mlopsnb.monitoring import rules
-from mlopsnb.monitoring.counting import FIGURES, Window, figure_text
+from mlopsnb.monitoring.counting import DRIFTED, WATCHED, Window, figure_text
 
 if TYPE_CHECKING:
     from mlopsnb.monitoring.rules import Rule
@@ -42,9 +42,14 @@ class Alert:
         held = f" for {self.seconds:g}s" if self.seconds else ""
         return f"{self.severity}: {self.rule}{held}"
 
+    @property
+    def on_drift(self) -> bool:
+        """Whether it names how many features have drifted, which is asked for separately."""
+        return any(c.figure == DRIFTED for c in self.rule.comparisons)
+
     def fires(self, window: Window) -> bool:
         """Say whether all comparisons hold in *window*; what is not known (NaN) does not."""
-        return all(c.holds(FIGURES[c.figure].of(window)) for c in self.rule.comparisons)
+        return all(c.holds(WATCHED[c.figure].of(window)) for c in self.rule.comparisons)
 
 
 def parse(text: object) -> Alert:
@@ -62,7 +67,7 @@ def parse(text: object) -> Alert:
             hint=nearest(severity, SEVERITIES),
         )
     span = durations.seconds(found["span"], of="how long an alert holds") if found["span"] else 0.0
-    return Alert(rule=rules.parse(found["rule"]), severity=cast("Severity", severity), seconds=span)
+    return Alert(rule=rules.parse(found["rule"], WATCHED), severity=cast("Severity", severity), seconds=span)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,4 +176,4 @@ class Board:
 
 
 def _figures(alert: Alert, window: Window) -> dict[str, float]:
-    return {c.figure: FIGURES[c.figure].of(window) for c in alert.rule.comparisons}
+    return {c.figure: WATCHED[c.figure].of(window) for c in alert.rule.comparisons}

@@ -240,12 +240,16 @@ def gather(series: Iterable[Series], at: float) -> Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
-    """The traffic of one revision over *seconds* that ended `at` (Unix time), summed over its replicas."""
+    """The traffic of one revision over *seconds* that ended `at` (Unix time), summed over its replicas.
+
+    `drifted` is how many features and outputs have drifted, for who asked about that too; it is not of these seconds alone.
+    """
 
     at: float
     seconds: float
     counts: Counts
     levels: Levels
+    drifted: float = math.nan
 
 
 def joined(windows: Iterable[Window]) -> Window | None:
@@ -290,7 +294,15 @@ FIGURES: Mapping[str, Figure] = {
     "memory_mb": Figure("memory, MB", lambda w: w.levels.memory / 1e6),
     "replicas": Figure("replicas", lambda w: float(w.levels.replicas)),
 }
-"""All figures by the names that rules use."""
+"""All figures of traffic by the names that rules use."""
+
+DRIFTED = "drifted_features"
+
+WATCHED: Mapping[str, Figure] = {
+    **FIGURES,
+    DRIFTED: Figure("features that drifted", lambda w: w.drifted),
+}
+"""The figures that alerts may name: drift too, which is seen over more rows than a gate waits for."""
 
 
 def figure_text(name: str, value: float) -> str:

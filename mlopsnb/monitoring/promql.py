@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from mlopsnb.errors import UserError
 from mlopsnb.monitoring.counting import FIGURES
 
 if TYPE_CHECKING:
@@ -52,11 +53,19 @@ def expression(figure: str, name: str, *, span: str = _RANGE) -> str:
 
 
 def alerting_rules(name: str, alerts: Sequence[Alert], *, span: str = _RANGE) -> dict[str, object]:
-    """Return *alerts* of the deployment *name* as a rules file of Prometheus; dumped as JSON it is valid YAML."""
+    """Return *alerts* of the deployment *name* as a rules file of Prometheus; dumped as JSON it is valid YAML.
+
+    Raises `UserError` if one is on drift, of which Prometheus knows the counters only.
+    """
     return {"groups": [{"name": f"mlopsnb-{name}", "rules": [_rule(name, a, span) for a in alerts]}]}
 
 
 def _rule(name: str, alert: Alert, span: str) -> dict[str, object]:
+    if alert.on_drift:
+        raise UserError(
+            f"Prometheus is not told what has drifted: it cannot watch {str(alert)!r}",
+            hint="watch that with ml.watch, or python -m mlopsnb watch",
+        )
     sides = [
         f"(({expression(c.figure, name, span=span)}) {c.operator} {c.limit!r})"
         for c in alert.rule.comparisons

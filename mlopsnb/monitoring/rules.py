@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -81,14 +81,17 @@ class Verdict:
     broken: tuple[tuple[Comparison, float], ...] = ()
 
 
-def parse(text: str) -> Rule:
-    """Read a rule; an empty one is kept always. `UserError` says what is wrong, and the nearest figure on a typo."""
+def parse(text: str, figures: Collection[str] = FIGURES) -> Rule:
+    """Read a rule on *figures*; an empty one is kept always.
+
+    `UserError` says what is wrong, and the nearest figure on a typo.
+    """
     if not isinstance(text, str):
         raise UserError(f"a rule is a text, found {type(text).__name__}", hint=f"for example {_EXAMPLE!r}")
     tokens = list(_TOKEN.finditer(text.strip()))
     comparisons = []
     while tokens:
-        comparisons.append(_comparison(text, tokens))
+        comparisons.append(_comparison(text, tokens, figures))
         if tokens and tokens.pop(0)["word"] != "and":
             raise _wrong(text, "comparisons are joined by 'and'")
         if not tokens and text.rstrip().endswith("and"):
@@ -96,15 +99,15 @@ def parse(text: str) -> Rule:
     return Rule(tuple(comparisons))
 
 
-def _comparison(text: str, tokens: list[re.Match[str]]) -> Comparison:
+def _comparison(text: str, tokens: list[re.Match[str]], figures: Collection[str]) -> Comparison:
     figure, sign, number = (tokens.pop(0) if tokens else None for _ in range(3))
     name = figure["word"] if figure else None
     if name is None:
         raise _wrong(text, "a comparison begins with a figure")
-    if name not in FIGURES:
+    if name not in figures:
         raise UserError(
-            f"rule {text!r}: no figure named {name!r}; there are {', '.join(FIGURES)}",
-            hint=nearest(name, FIGURES),
+            f"rule {text!r}: no figure named {name!r}; there are {', '.join(figures)}",
+            hint=nearest(name, figures),
         )
     if sign is None or sign["operator"] is None:
         raise _wrong(text, f"{name} is compared by <, <=, > or >=")

@@ -9,6 +9,7 @@ import socketserver
 import subprocess
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import SimpleNamespace
 
@@ -259,6 +260,23 @@ def test_a_target_that_cannot_be_asked_is_noted_and_asked_again(watched, monkeyp
     watcher = watched(target, "error_rate>0.1")
     assert watcher.troubles == ["gone for lunch"]
     assert len(watcher.notices) == 1
+
+
+def test_drift_that_cannot_be_told_is_noted_once_and_the_other_alerts_go_on(watched):
+    target = Busy({1: {"rate": 5, "errors": 5}})
+    watcher = watched(target, "drifted_features>0", "severe: error_rate>0.1")
+    assert watcher.troubles == ["the package of 'm', revision 1, is only in its image"]
+    assert [n.alert.severity for n in watcher.notices] == ["severe"]
+
+
+def test_drift_is_for_a_watch_alone():
+    alert = parse("severe: drifted_features>=3")
+    assert alert.fires(replace(GOOD, drifted=3.0))
+    assert not alert.fires(GOOD)
+    with pytest.raises(UserError, match="no figure named 'drifted_features'"):
+        rules.parse("drifted_features<1")
+    with pytest.raises(UserError, match="Prometheus is not told what has drifted"):
+        promql.alerting_rules("m", [alert])
 
 
 def test_a_watch_in_a_thread_is_stopped(monkeypatch):
