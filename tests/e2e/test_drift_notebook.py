@@ -1,0 +1,52 @@
+"""The notebook on drift, run from top to bottom: the shift is seen, told, explained, and gone with the new revision."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "drift.ipynb"
+
+
+def text(notebook, cell_id):
+    [cell] = [c for c in notebook.cells if c.id == cell_id]
+    return "\n".join(o.get("text") or o.get("data", {}).get("text/plain", "") for o in cell.outputs)
+
+
+def test_source_has_no_outputs():
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    assert [c.id for c in notebook.cells if c.cell_type == "code" and (c.outputs or c.execution_count)] == []
+
+
+@pytest.fixture
+def executed(home):
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    resources = {"metadata": {"path": str(home / "work")}}
+    NotebookClient(notebook, timeout=300, resources=resources).execute()
+    return notebook
+
+
+@pytest.mark.timeout(600)
+def test_the_shift_is_seen_told_explained_and_gone_with_the_new_revision(executed):
+    assert [o.text for c in executed.cells for o in c.get("outputs", ()) if o.get("name") == "stderr"] == []
+    assert text(executed, "usual").startswith("ok: none of 1 output and 10 features drifted")
+    told = text(executed, "shift")
+    assert re.match(r"told after \d+ of 105 patients\n", told)
+    assert re.search(r"severe: progression on process, revision 1: drifted_features \d", told)
+    why = text(executed, "why")
+    assert "(worst: bmi" in why
+    assert re.search(r"▲ +output +output +drift", why)
+    assert re.search(r"✓ +age +numeric +ok", why)
+    error = ast.literal_eval(text(executed, "retrain"))
+    assert error["mae after"] < 0.92 * error["mae before"]
+    notices, _, history = text(executed, "redeploy").partition("\nresolved, severe: ")
+    assert notices.count("severe: progression") == 1
+    assert [line.split()[1:3] for line in history.splitlines()[-2:]] == [["✓", "running"], ["○", "stopped"]]
+    assert text(executed, "after").startswith("ok: none of 1 output and 10 features drifted")
+    assert text(executed, "cleaned").strip().endswith("nothing is deployed")
