@@ -75,6 +75,7 @@ def pytest_sessionstart(session):
             raise pytest.UsageError(f"MLOPSNB_REQUIRE names {name}, which is missing: {reason}")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Where tests run side by side, those of a file stay together and share its fixtures; the cluster is for one at a time."""
     for item in items:
