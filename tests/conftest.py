@@ -77,9 +77,13 @@ def pytest_sessionstart(session):
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Where tests run side by side, those of a file stay together and share its fixtures; the cluster is for one at a time."""
+    """Where tests run side by side, those of a file stay together and share its fixtures.
+
+    The engine, which the cluster runs on too, is for one at a time: tests look at what they left there.
+    """
     for item in items:
-        group = "cluster" if item.get_closest_marker("cluster") else item.path.stem
+        shared = any(item.iter_markers("engine")) or any(item.iter_markers("cluster"))
+        group = "engine" if shared else item.path.stem
         item.add_marker(pytest.mark.xdist_group(group))
 
 

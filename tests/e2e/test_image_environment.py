@@ -142,6 +142,14 @@ def test_the_next_model_is_served_by_the_process_that_is_there(told, store, pack
     assert prober._resting == [], "what failed is not asked again"
 
 
+def test_a_build_whose_cache_knows_less_gets_all_it_needs(told, store, package, tmp_path):
+    expected = prove(told, package(), cache=store)
+    prober.end_all()
+    prove(told, package("y = 1"), cache=store)  # in a process that was given what this cache knows
+    assert len(prober._resting) == 1
+    assert prove(told, package(), cache=tmp_path / "another") == expected
+
+
 def test_the_same_bytes_come_of_any_kernel(told, store, package, tmp_path):
     expected = prove(told, package(), cache=store)
     script = (

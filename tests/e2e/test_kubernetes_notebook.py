@@ -48,6 +48,6 @@ def test_a_bad_canary_goes_a_good_one_takes_over_and_nobody_else_fails(executed)
     assert "✓ ready" in text(executed, "mended")
     assert "rollback to revision" in text(executed, "rollback")
     answered = ast.literal_eval(text(executed, "answered"))
-    assert {what for what in answered if not what.startswith("version")} == {"error 400"}
-    assert answered["version 1"] > answered["error 400"] > 0
+    assert {what for what in answered if not what.startswith("version")} == {"error 422"}
+    assert answered["version 1"] > answered["error 422"] > 0
     assert text(executed, "cleaned").strip().endswith("nothing is deployed")

@@ -386,7 +386,7 @@ def test_wrong_calls_say_what_is_right(state):
     with pytest.raises(ml.UserError, match="needs an example"):
         ml.deploy(Net(), name="m")
     with pytest.raises(
-        ml.UnknownBackend, match="no target named 'proces'; installed: process\n.*did you mean 'process'"
+        ml.UnknownBackend, match="no target named 'proces'; installed: .*process\n.*did you mean 'process'"
     ):
         ml.deploy(Net(), name="m", example=X, target="proces")
     with pytest.raises(ml.UserError, match="no deployment named 'm' on target 'process'; there are: none"):

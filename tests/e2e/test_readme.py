@@ -1,6 +1,6 @@
 """What the README and the docs show runs as it stands: the Python blocks of a page, in order, in one kernel.
 
-Blocks marked `py` need a registry of the reader's own; what they show is tested elsewhere.
+Blocks marked `py` need a registry, an engine or data of the reader's own; what they show is tested elsewhere.
 """
 
 from __future__ import annotations

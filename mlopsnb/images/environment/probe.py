@@ -64,7 +64,8 @@ class Known:
 class Recorder:
     """Compiles modules below *roots*, which all become the directory *place*, and remembers the result by path.
 
-    *known* are those that were compiled before. The same source gives the same bytes, whatever else this process did.
+    *known* are those that were compiled before; `compiled` holds all that were needed. The same source gives the same
+    bytes, whatever else this process did.
     """
 
     def __init__(self, roots: list[str], place: str, known: Known) -> None:
@@ -97,7 +98,9 @@ class Recorder:
         pyc = f"{directory}/__pycache__/{tag}".lstrip("/")
         self.used.add(pyc)
         if pyc in self.known:
-            code: CodeType = marshal.loads(self.known[pyc][_HEADER:])  # noqa: S302  written by ourselves
+            # Kept as if compiled here: the model that is asked for next may be of a build that knows less.
+            self.compiled[pyc] = self.known[pyc]
+            code: CodeType = marshal.loads(self.compiled[pyc][_HEADER:])  # noqa: S302  written by ourselves
         else:
             source = read()
             code = compile(source, f"{self._place}/{path}", "exec", dont_inherit=True)
