@@ -19,7 +19,7 @@ demo: $(READY)  ## run the quickstart notebook from top to bottom and say what c
 	@$(BIN)/python tools/demo.py
 
 test: $(READY)  ## run the tests, two at a time
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
 
 fuzz: $(READY)  ## a million malformed inputs for the codecs, 200,000 malformed requests for a server (some minutes)
 	@for codec in grpc grpc-plain mlflow-csv mlflow-json mlflow-plain tfserving tfserving-plain v2 v2-binary v2-plain; do \

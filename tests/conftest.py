@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
 from functools import cache, partial
@@ -31,7 +32,8 @@ def _silent(*command: str) -> str:
     return "" if done.returncode == 0 else f"{' '.join(command)} ended with {done.returncode}"
 
 
-VENVS = Path(__file__).parents[1] / ".venv"
+TESTS = Path(__file__).parent
+VENVS = TESTS.parent / ".venv"
 """Clients of other servers live apart: they pin old versions of packages that we use."""
 
 
@@ -75,16 +77,27 @@ def pytest_sessionstart(session):
             raise pytest.UsageError(f"MLOPSNB_REQUIRE names {name}, which is missing: {reason}")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items):
+@cache
+def _needs_engine(file):
+    return (
+        re.search(r"mark\.(engine|cluster)\b", (TESTS.parent / file).read_text(encoding="utf-8")) is not None
+    )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
     """Where tests run side by side, those of a file stay together and share its fixtures.
 
-    The engine, which the cluster runs on too, is for one at a time: tests look at what they left there.
+    The engine, which the cluster runs on too, is for one file at a time: tests look at what they left there.
     """
-    for item in items:
-        shared = any(item.iter_markers("engine")) or any(item.iter_markers("cluster"))
-        group = "engine" if shared else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition("::")[0]
+            return "engine" if _needs_engine(file) else file
+
+    return ByFile(config, log)
 
 
 def pytest_runtest_setup(item):

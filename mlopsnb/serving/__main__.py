@@ -65,12 +65,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         most = args.workers or (1 if args.cache_bytes else possible())
         return _serve_alone(args, report) if most == 1 else _supervise(args, report, most)
     except MlopsnbError as exc:
-        report.failed(exc)
-        hint = f" ({exc.hint})" if exc.hint else ""
-        print("mlopsnb.serving: error:", " ".join(f"{exc.message}{hint}".split()), file=sys.stderr)  # noqa: T201
-        return _exit_code(exc)
+        return _ended(exc, report)
     except KeyboardInterrupt:  # while loading; later the server itself takes signals
         return 130
+
+
+def _ended(exc: MlopsnbError, report: ReadyPipe) -> int:
+    """Say why we do not serve and return the exit code. The log first: who is told may end us at once."""
+    hint = f" ({exc.hint})" if exc.hint else ""
+    print("mlopsnb.serving: error:", " ".join(f"{exc.message}{hint}".split()), file=sys.stderr, flush=True)  # noqa: T201
+    report.failed(exc)
+    return _exit_code(exc)
 
 
 def _exit_code(exc: MlopsnbError) -> int:
@@ -173,8 +178,7 @@ def _work(args: argparse.Namespace, seat: Seat) -> int:
     try:
         return _serve(args, report, Sockets(), seat)
     except MlopsnbError as exc:
-        report.failed(exc)
-        raise
+        return _ended(exc, report)
 
 
 def _serve(args: argparse.Namespace, report: ReadyPipe, sockets: Sockets, seat: Seat | None = None) -> int:
