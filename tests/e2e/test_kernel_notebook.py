@@ -88,16 +88,6 @@ def client(kernel):
     return kernel[1]
 
 
-def test_loading_is_fast(client):
-    _, outputs = execute(
-        client,
-        "%unload_ext mlopsnb\nimport sys, time\n"
-        "for name in [m for m in sys.modules if m.startswith('mlopsnb')]: del sys.modules[name]\n"
-        "start = time.perf_counter()\n%load_ext mlopsnb\nprint(time.perf_counter() - start)",
-    )
-    assert float(outputs[-1]["content"]["text"]) < 0.15
-
-
 def test_complete_request(client):
     code = "d = %deploy --form"
     client.complete(code, len(code))
