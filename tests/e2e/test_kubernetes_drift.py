@@ -28,8 +28,9 @@ def people(rows, seed, shift=0.0):
     """The same evenly spread values in each column, in another order for each seed; *shift* is added to the ages.
 
     A column that is not shifted is exactly as before, whichever of the rows a replica gets: chance finds nothing in it.
+    The outermost values lie inside the larger sample's own: of few rows, one at its very end is many in its tail.
     """
-    spread = np.tile(np.linspace(-1, 1, rows), (len(COLUMNS), 1))
+    spread = np.tile((np.arange(rows) + 0.5) / rows * 2 - 1, (len(COLUMNS), 1))
     frame = pd.DataFrame(np.random.default_rng(seed).permuted(spread, axis=1).T, columns=COLUMNS)
     frame["age"] += shift
     return frame.astype("float32")
