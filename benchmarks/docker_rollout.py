@@ -25,33 +25,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from open_loop import Load, Report
+from small_model import package
 
 NAME = f"bench-{os.urandom(4).hex()}"
 _REST_SECONDS = 2.0
-
-
-def packages(place: Path) -> list[Any]:
-    """Export two models that answer with opposite signs."""
-    import onnx
-
-    import mlopsnb as ml
-
-    make, kind = onnx.helper, onnx.TensorProto.FLOAT
-    made = []
-    for number, sign in enumerate((1, -1)):
-        weights = sign * np.arange(8, dtype="float32").reshape(4, 2)
-        graph = make.make_graph(
-            [make.make_node("MatMul", ["x", "w"], ["y"])],
-            "g",
-            [make.make_tensor_value_info("x", kind, ["n", 4])],
-            [make.make_tensor_value_info("y", kind, ["n", 2])],
-            [onnx.numpy_helper.from_array(weights, "w")],
-        )
-        model = make.make_model(graph, opset_imports=[make.make_opsetid("", 20)], ir_version=10)
-        made.append(ml.export(model, np.ones((3, 4), "float32"), into=place / f"package-{number}"))
-    return made
 
 
 @contextlib.contextmanager
@@ -103,7 +81,8 @@ def run(rate: float, requests: int) -> Report:
 
     body = {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}
     with surroundings() as place:
-        images = [ml.build(package, name=NAME, load="engine") for package in packages(place)]
+        models = [package(place / str(number), factor) for number, factor in enumerate((1, -1))]
+        images = [ml.build(model, name=NAME, load="engine") for model in models]
         try:
             dep = ml.deploy(images[0], name=NAME, target="docker", replicas=2)
             with Load(f"{dep.url}/v2/models/{NAME}/infer", json.dumps(body).encode(), rate=rate) as load:

@@ -18,12 +18,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 from open_loop import Load
+from small_model import package
 
 from mlopsnb import rollout
 from mlopsnb.building import build
-from mlopsnb.packages import export
 from mlopsnb.records import Artifact, Revision, Workload
 from mlopsnb.rollout import Check, Gate, Scale, Shift, Start, Stop
 from mlopsnb.targets.kubernetes import Kubernetes
@@ -60,20 +59,8 @@ def main() -> int:
 
 
 def _image(into: Path, factor: float, delivery: str) -> tuple[Artifact, str]:
-    """Return a small model and its image; models of different *factor* answer differently."""
-    import onnx
-
-    make, kind = onnx.helper, onnx.TensorProto.FLOAT
-    weights = np.full((4, 2), factor, "float32")
-    graph = make.make_graph(
-        [make.make_node("MatMul", ["x", "w"], ["y"])],
-        "g",
-        [make.make_tensor_value_info("x", kind, ["n", 4])],
-        [make.make_tensor_value_info("y", kind, ["n", 2])],
-        [onnx.numpy_helper.from_array(weights, "w")],
-    )
-    model = make.make_model(graph, opset_imports=[make.make_opsetid("", 20)], ir_version=10)
-    artifact = export(model, np.ones((3, 4), "float32"), into=into)
+    """Return a small model and its image."""
+    artifact = package(into, factor)
     place = {} if delivery == "registry" else {"load": delivery}
     return artifact, build(artifact, name="rollout-benchmark", **place).reference
 

@@ -29,7 +29,7 @@ class Watcher:
     """Looks at a deployment every so many seconds. What it has told is in `notices`; ends with `stop()` or a `with` block.
 
     It follows the deployment through deploys, rollbacks and restarts. A target that cannot be asked, or a sink that
-    fails, is noted in `troubles`, and the watch goes on.
+    fails, is noted in `troubles`, once, and the watch goes on.
     """
 
     def __init__(
@@ -113,8 +113,7 @@ class Watcher:
         try:
             report = live_drift(self._target, self._name, revision, seconds=None, threshold=0.1, q=0.05)
         except MlopsnbError as exc:
-            if exc.message not in self.troubles:  # it will be so at each look
-                self._trouble(exc.message)
+            self._trouble(exc.message)
             return math.nan
         return float(len(report.drifted))
 
@@ -125,6 +124,8 @@ class Watcher:
             self._trouble(f"a sink failed: {exc}")
 
     def _trouble(self, what: str) -> None:
+        if what in self.troubles:  # it may be so at each look, for days
+            return
         self.troubles.append(what)
         report_progress("watch", what)
 

@@ -72,11 +72,14 @@ class Cluster:
     """
 
     def __init__(self, context: str = "", namespace: str = "") -> None:
-        self.inside = False
+        files = _kubeconfig(
+            context
+        )  # first: to import the client takes seconds, and where there is none, for nothing
+        self.inside = not files
         self.context, default = "", ""
         self._configuration = need("kubernetes.client", extra="kubernetes").Configuration()
         try:
-            self.context, default = self._read(context)
+            self.context, default = self._read(files, context)
         except need("kubernetes.config", extra="kubernetes").ConfigException as exc:
             raise ClusterUnreachable(
                 f"the kubeconfig cannot be used: {exc}", hint="`kubectl cluster-info` tells whether it works"
@@ -88,19 +91,12 @@ class Cluster:
         self._clock = 0.0
         self._versions: dict[str, frozenset[str]] = {}
 
-    def _read(self, context: str) -> tuple[str, str]:
+    def _read(self, files: str, context: str) -> tuple[str, str]:
         """Read the configuration; return the names of the context and of its namespace."""
         config = need("kubernetes.config", extra="kubernetes")
-        files = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
-        if not any(Path(path).expanduser().is_file() for path in files.split(os.pathsep) if path):
-            if not context and (_INSIDE / "token").is_file() and "KUBERNETES_SERVICE_HOST" in os.environ:
-                config.load_incluster_config(self._configuration)
-                self.inside = True
-                return "in-cluster", (_INSIDE / "namespace").read_text().strip()
-            raise ClusterUnreachable(
-                f"there is no kubeconfig at {files}",
-                hint="put the one of your cluster there, or say where it is: KUBECONFIG=PATH",
-            )
+        if self.inside:
+            config.load_incluster_config(self._configuration)
+            return "in-cluster", (_INSIDE / "namespace").read_text().strip()
         merged = need("kubernetes.config.kube_config", extra="kubernetes").KubeConfigMerger(files).config
         found: Object = merged.value if merged is not None else {}
         known = {str(c.value["name"]): c.value.get("context") or {} for c in found.get("contexts") or ()}
@@ -373,3 +369,16 @@ class Watching:
         if line is not None:
             with contextlib.suppress(OSError):
                 line.shutdown(socket.SHUT_RDWR)
+
+
+def _kubeconfig(context: str) -> str:
+    """Return the files of the kubeconfig, as the variable KUBECONFIG has them; nothing if the pod's own account counts."""
+    files = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
+    if any(Path(path).expanduser().is_file() for path in files.split(os.pathsep) if path):
+        return files
+    if not context and (_INSIDE / "token").is_file() and "KUBERNETES_SERVICE_HOST" in os.environ:
+        return ""
+    raise ClusterUnreachable(
+        f"there is no kubeconfig at {files}",
+        hint="put the one of your cluster there, or say where it is: KUBECONFIG=PATH",
+    )

@@ -58,3 +58,14 @@ def build(fake, package):
         return ml.build(what, **{"name": "net", "base": base, "registry": f"{fake.host}/team", **options})
 
     return build
+
+
+@pytest.fixture
+def place(image_place, base_image, monkeypatch):
+    """Deploys go to the engine and their builds share one cache; what a test deploys is gone afterwards."""
+    monkeypatch.setenv("MLOPSNB_CACHE_DIR", str(image_place))
+    monkeypatch.setenv("MLOPSNB_BASE_IMAGE", base_image)
+    monkeypatch.setenv("MLOPSNB_TARGET", "docker")
+    yield image_place
+    for deployment in ml.deployments(target="docker"):
+        deployment.delete()

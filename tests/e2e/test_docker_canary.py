@@ -1,31 +1,15 @@
 """Canaries as a user meets them: two images share real load, one is promoted, one is turned away by its gate."""
 
-import json
-
 import numpy as np
 import pytest
 from open_loops import Load
-from served_plans import WEIGHTS
+from served_plans import BODY, WEIGHTS
 
 import mlopsnb as ml
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
 X = np.ones((2, 4), "float32")
-BODY = json.dumps(
-    {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 1, 1, 1]}]}
-).encode()
-
-
-@pytest.fixture
-def place(image_place, base_image, monkeypatch):
-    """Builds share one cache; what this test deploys is gone afterwards."""
-    monkeypatch.setenv("MLOPSNB_CACHE_DIR", str(image_place))
-    monkeypatch.setenv("MLOPSNB_BASE_IMAGE", base_image)
-    monkeypatch.setenv("MLOPSNB_TARGET", "docker")
-    yield
-    for deployment in ml.deployments(target="docker"):
-        deployment.delete()
 
 
 def counted(dep, revision):

@@ -15,7 +15,7 @@ import httpx
 import numpy as np
 import pytest
 from open_loops import Load
-from served_plans import WEIGHTS, make_package
+from served_plans import BODY, WEIGHTS, make_package
 
 import mlopsnb as ml
 from mlopsnb import manifest
@@ -25,20 +25,6 @@ from mlopsnb.targets.docker_engine import Daemon
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
 X = np.ones((2, 4), "float32")
-BODY = json.dumps(
-    {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 1, 1, 1]}]}
-).encode()
-
-
-@pytest.fixture
-def place(image_place, base_image, monkeypatch):
-    """Builds share one cache; what this test deploys is gone afterwards, with all that the engine had of it."""
-    monkeypatch.setenv("MLOPSNB_CACHE_DIR", str(image_place))
-    monkeypatch.setenv("MLOPSNB_BASE_IMAGE", base_image)
-    monkeypatch.setenv("MLOPSNB_TARGET", "docker")
-    yield image_place
-    for deployment in ml.deployments(target="docker"):
-        deployment.delete()
 
 
 def parts(engine, name):

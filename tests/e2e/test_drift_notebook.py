@@ -4,32 +4,16 @@ from __future__ import annotations
 
 import ast
 import re
-from pathlib import Path
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
 
-NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "drift.ipynb"
-
-
-def text(notebook, cell_id):
-    [cell] = [c for c in notebook.cells if c.id == cell_id]
-    return "\n".join(o.get("text") or o.get("data", {}).get("text/plain", "") for o in cell.outputs)
-
-
-def test_source_has_no_outputs():
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    nbformat.validate(notebook)
-    assert [c.id for c in notebook.cells if c.cell_type == "code" and (c.outputs or c.execution_count)] == []
+import notebooks
+from notebooks import text
 
 
 @pytest.fixture
 def executed(home):
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    resources = {"metadata": {"path": str(home / "work")}}
-    NotebookClient(notebook, timeout=300, resources=resources).execute()
-    return notebook
+    return notebooks.run("drift.ipynb", home / "work", timeout=300)
 
 
 @pytest.mark.timeout(600)

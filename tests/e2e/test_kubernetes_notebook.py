@@ -3,24 +3,11 @@
 from __future__ import annotations
 
 import ast
-from pathlib import Path
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
 
-NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "kubernetes.ipynb"
-
-
-def text(notebook, cell_id):
-    [cell] = [c for c in notebook.cells if c.id == cell_id]
-    return "\n".join(o.get("text") or o.get("data", {}).get("text/plain", "") for o in cell.outputs)
-
-
-def test_source_has_no_outputs():
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    nbformat.validate(notebook)
-    assert [c.id for c in notebook.cells if c.cell_type == "code" and (c.outputs or c.execution_count)] == []
+import notebooks
+from notebooks import text
 
 
 @pytest.fixture
@@ -28,12 +15,11 @@ def executed(home, base_image, cluster, monkeypatch):
     """The notebook with its outputs; nothing stays in the cluster, whatever became of it."""
     monkeypatch.setenv("MLOPSNB_CONTEXT", cluster.context)
     monkeypatch.setenv("MLOPSNB_BASE_IMAGE", base_image)
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    resources = {"metadata": {"path": str(home / "work")}}
-    NotebookClient(notebook, timeout=600, resources=resources).execute()
-    yield notebook
-    kinds = "deployments,services,configmaps,serviceaccounts"
-    cluster("delete", kinds, "--selector=mlopsnb.io/name=digits", "--wait=false")
+    try:
+        yield notebooks.run("kubernetes.ipynb", home / "work")
+    finally:
+        kinds = "deployments,services,configmaps,serviceaccounts"
+        cluster("delete", kinds, "--selector=mlopsnb.io/name=digits", "--wait=false")
 
 
 @pytest.mark.cluster

@@ -10,6 +10,8 @@ import nbformat
 import psutil
 import pytest
 
+from notebooks import text
+
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOK = ROOT / "notebooks" / "quickstart.ipynb"
 
@@ -23,19 +25,6 @@ def processes_below(directory: Path) -> list[list[str]]:
     """Return the command lines that name a file below *directory*."""
     lines = [p.info["cmdline"] or [] for p in psutil.process_iter(["cmdline"])]
     return [line for line in lines if str(directory) in " ".join(line)]
-
-
-def outputs(notebook: nbformat.NotebookNode, cell_id: str) -> str:
-    [cell] = [c for c in notebook.cells if c.id == cell_id]
-    return "\n".join(o.get("text") or o["data"].get("text/plain", "") for o in cell.outputs)
-
-
-def test_source_has_no_outputs_and_runs_on_any_machines_kernel():
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    nbformat.validate(notebook)
-    assert [c.id for c in notebook.cells if c.cell_type == "code" and (c.outputs or c.execution_count)] == []
-    assert notebook.metadata.kernelspec.name == "python3"
-    assert "widgets" not in notebook.metadata
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +66,7 @@ def test_saved_outputs_need_no_widget(executed):
 
 
 def test_new_version_came_without_a_failed_request_and_kept_the_address(executed):
-    said = outputs(executed, "better")
+    said = text(executed, "better")
     before, after = next(line for line in said.splitlines() if line.startswith("address:")).split()[1::2]
     assert before == after
     assert "'by version 1'" in said
@@ -86,11 +75,11 @@ def test_new_version_came_without_a_failed_request_and_kept_the_address(executed
 
 
 def test_same_population_does_not_drift(executed):
-    assert outputs(executed, "same").startswith("ok: none of 10 features drifted")
+    assert text(executed, "same").startswith("ok: none of 10 features drifted")
 
 
 def test_nothing_is_deployed_at_the_end(executed):
-    assert outputs(executed, "undeploy").endswith("nothing is deployed")
+    assert text(executed, "undeploy").endswith("nothing is deployed")
 
 
 def test_run_that_fails_says_why_and_leaves_no_process_behind(tmp_path):
@@ -101,7 +90,7 @@ def test_run_that_fails_says_why_and_leaves_no_process_behind(tmp_path):
     done = run_demo(tmp_path / "demo", tmp_path / "broken.ipynb")
     assert done.returncode == 1
     assert "no more ink" in done.stderr
-    assert "tumor" in outputs(nbformat.read(tmp_path / "demo" / "broken.ipynb", as_version=4), "deploy")
+    assert "tumor" in text(nbformat.read(tmp_path / "demo" / "broken.ipynb", as_version=4), "deploy")
     assert processes_below(tmp_path) == []
 
 

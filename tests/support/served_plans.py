@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,10 @@ PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 PLATFORM = "linux/amd64"
 WEIGHTS = np.arange(8, dtype="float32").reshape(4, 2)
 EXAMPLE = np.ones((3, 4), "float32")
+BODY = json.dumps(
+    {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 1, 1, 1]}]}
+).encode()
+"""A request to such a model."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,8 +2,11 @@
 
 import http.server
 import json
+import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -146,6 +149,17 @@ def test_without_a_kubeconfig_it_is_said_where_one_was_looked_for(monkeypatch, t
     (tmp_path / "none").write_text("")
     with pytest.raises(ClusterUnreachable, match="cannot be used"):
         Cluster()
+
+
+def test_without_a_kubeconfig_the_client_is_not_even_imported(tmp_path):
+    code = "import sys, mlopsnb\nassert mlopsnb.deployments() == ()\nassert 'kubernetes' not in sys.modules"
+    env = {
+        **os.environ,
+        "HOME": str(tmp_path),
+        "KUBECONFIG": str(tmp_path / "none"),
+        "DOCKER_HOST": "unix:///none",
+    }
+    subprocess.run([sys.executable, "-c", code], env=env, check=True, timeout=100)
 
 
 def test_a_dead_api_server_is_told_at_once(kubeconfig):

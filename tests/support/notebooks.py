@@ -1,0 +1,28 @@
+"""The notebooks of the repository: read, run, and what their cells showed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
+
+
+def read(name):
+    """Return the notebook *name* as it lies in the repository."""
+    return nbformat.read(NOTEBOOKS / name, as_version=4)
+
+
+def run(name, directory, *, timeout=600):
+    """Return the notebook *name* with its outputs, run from top to bottom in *directory*."""
+    notebook = read(name)
+    NotebookClient(notebook, timeout=timeout, resources={"metadata": {"path": str(directory)}}).execute()
+    return notebook
+
+
+def text(notebook, cell_id):
+    """Return what the cell of that id showed, as text."""
+    [cell] = [c for c in notebook.cells if c.id == cell_id]
+    return "\n".join(o.get("text") or o.get("data", {}).get("text/plain", "") for o in cell.outputs)
