@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlopsnb import durations, plugins, rollout
+from mlopsnb import durations, identity, plugins, rollout
 from mlopsnb.deployment import Deployment
 from mlopsnb.errors import MlopsnbError, UserError
 from mlopsnb.images.cache import Store
@@ -115,9 +115,7 @@ def _past(
     age: float | None, owner: str | None, target: str | None, skipped: list[tuple[str, str]]
 ) -> Iterator[tuple[Deployment, str]]:
     """Yield the deployments of *owner* whose time is over, and why; note what could not be asked in *skipped*."""
-    from mlopsnb.tracking import provenance
-
-    whose = owner or provenance.user()
+    whose = owner or identity.user()
     now = datetime.now(UTC)
     for kind in [target] if target else plugins.available("target"):
         try:

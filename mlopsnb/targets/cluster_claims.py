@@ -8,7 +8,6 @@ this, but the role `edit` does not allow them everywhere.
 from __future__ import annotations
 
 import contextlib
-import getpass
 import os
 import socket
 import threading
@@ -16,6 +15,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from mlopsnb import identity
 from mlopsnb.errors import DeployError
 from mlopsnb.targets.cluster_errors import Conflict
 from mlopsnb.targets.manifests import labels
@@ -94,7 +94,7 @@ class Claim:
                 **({"resourceVersion": version} if version else {}),
             },
             "data": {
-                "holder": f"{_user()} on {socket.gethostname()}, process {os.getpid()}",
+                "holder": f"{identity.user()} on {socket.gethostname()}, process {os.getpid()}",
                 "since": self._since,
                 "renewed": str(self._cluster.now()),
             },
@@ -123,13 +123,6 @@ class Claim:
                 f"the hold on {self._name!r} was lost: somebody else deploys it now",
                 hint="the connection to the cluster was away for too long; look at what runs, and deploy again",
             )
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return f"uid {os.getuid()}"
 
 
 def _said(seconds: float) -> str:

@@ -251,11 +251,7 @@ class _Wait:
                 # One that has ended may have been replaced by now, and the other way round.
                 for previous in (replaced, not replaced):
                     chosen = query | ({"previous": "true"} if previous else {})
-                    if (
-                        lines := self._read(f"{path}?{urlencode(chosen)}")
-                        .decode(errors="replace")
-                        .splitlines()
-                    ):
+                    if lines := _lines(self._read(f"{path}?{urlencode(chosen)}")):
                         self._seen.logs[name_of(pod), container] = lines
                         break
 

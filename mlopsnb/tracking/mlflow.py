@@ -7,7 +7,6 @@ errors: MLflow's own messages, warnings and links stay out of the user's cell. E
 from __future__ import annotations
 
 import errno
-import getpass
 import json
 import re
 import tempfile
@@ -17,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mlopsnb import manifest
+from mlopsnb import identity, manifest
 from mlopsnb.errors import TrackingError, UserError, nearest
 from mlopsnb.extras import need
 from mlopsnb.profiles import DriftProfile
@@ -161,7 +160,7 @@ def _run(mlflow: Any, client: Any, name: str) -> Iterator[str]:
         return
     # Through the client, so that the user's thread never has a run of ours as its active one.
     experiment = mlflow.tracking.fluent._get_experiment_id()
-    run_id = client.create_run(experiment, run_name=name, tags={"mlflow.user": _user()}).info.run_id
+    run_id = client.create_run(experiment, run_name=name, tags={"mlflow.user": identity.user()}).info.run_id
     try:
         yield run_id
     except BaseException as exc:
@@ -176,13 +175,6 @@ def _run(mlflow: Any, client: Any, name: str) -> Iterator[str]:
 def _path(name: str) -> str:
     """Return what a model is called inside its run, where MLflow is stricter than with registered names."""
     return re.sub(r"[/:.%\"']", "-", name)
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
-        return "unknown"
 
 
 def _numbers(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -6,7 +6,6 @@ cell is named by its digest only, for either may hold a secret.
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import os
 import platform
@@ -14,7 +13,7 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlopsnb import manifest
+from mlopsnb import identity, manifest
 from mlopsnb.extras import loaded
 from mlopsnb.profiles import DriftProfile
 from mlopsnb.records import Origin
@@ -74,16 +73,11 @@ def origin() -> Origin:
     here = Path(notebook).parent if notebook else Path()
     commit = _git(here if here.is_dir() else Path(), "rev-parse", "--verify", "--quiet", "HEAD")
     return Origin(
-        user=user(), machine=platform.node(), notebook=notebook, commit=(commit or b"").decode().strip()
+        user=identity.user(),
+        machine=platform.node(),
+        notebook=notebook,
+        commit=(commit or b"").decode().strip(),
     )
-
-
-def user() -> str:
-    """Return the name of whoever works here: JupyterHub's, where every pod has the same user, else the system's."""
-    try:
-        return os.environ.get("JUPYTERHUB_USER") or getpass.getuser()
-    except (KeyError, OSError):  # a user number without a name, as containers have
-        return str(os.geteuid())
 
 
 def _git(directory: Path, *arguments: str) -> bytes | None:

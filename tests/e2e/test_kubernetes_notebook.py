@@ -12,14 +12,19 @@ from notebooks import text
 
 @pytest.fixture
 def executed(home, base_image, cluster, monkeypatch):
-    """The notebook with its outputs; nothing stays in the cluster, whatever became of it."""
+    """The notebook with its outputs, in a cluster that has nothing of an earlier run that was killed, nor keeps anything."""
     monkeypatch.setenv("MLOPSNB_CONTEXT", cluster.context)
     monkeypatch.setenv("MLOPSNB_BASE_IMAGE", base_image)
+    remove = (
+        "delete",
+        "deployments,services,configmaps,serviceaccounts",
+        "--selector=mlopsnb.io/name=digits",
+    )
+    cluster(*remove)
     try:
         yield notebooks.run("kubernetes.ipynb", home / "work")
     finally:
-        kinds = "deployments,services,configmaps,serviceaccounts"
-        cluster("delete", kinds, "--selector=mlopsnb.io/name=digits", "--wait=false")
+        cluster(*remove, "--wait=false")
 
 
 @pytest.mark.cluster

@@ -9,6 +9,7 @@ import torch
 
 import mlopsnb as ml
 from mlopsnb.errors import UserError
+from notebooks import shell
 
 COLUMNS = ["age", "income", "debt"]
 
@@ -36,7 +37,7 @@ def deployed(monkeypatch):
     made.delete()
 
 
-def test_shifted_traffic_is_seen(deployed):
+def test_shifted_traffic_is_seen(deployed, tmp_path):
     assert deployed.drift().state == "no-data"
     deployed.predict(people(500, seed=1))
     assert deployed.drift().drifted == ()
@@ -51,15 +52,6 @@ def test_shifted_traffic_is_seen(deployed):
     assert report.find("age").windows[-1].state == "drift"
     with pytest.raises(UserError, match="'people' has no revision 9; there are: 1"):
         deployed.drift(revision=9)
-    run = run_of_magic("drift people --since 1h")
-    assert "age" in run.drifted
-
-
-def run_of_magic(line):
-    from IPython.core.interactiveshell import InteractiveShell
-    from traitlets.config import Config
-
-    shell = InteractiveShell.instance(config=Config({"HistoryManager": {"enabled": False}}))
-    shell.run_line_magic("load_ext", "mlopsnb")
-    name, _, rest = line.partition(" ")
-    return shell.run_line_magic(name, rest)
+    with shell(tmp_path) as ip:
+        ip.run_line_magic("load_ext", "mlopsnb")
+        assert "age" in ip.run_line_magic("drift", "people --since 1h").drifted

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import torch
 from IPython.core.completer import provisionalcompleter
-from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magics.basic import MagicsDisplay
 from IPython.utils.capture import capture_output
-from traitlets.config import Config
 
 import mlopsnb
+import notebooks
 from mlopsnb.deployment import Deployments, History
 from mlopsnb.notebook.grammar import VERBS
 from mlopsnb.notebook.magics import MlopsnbMagics
@@ -24,13 +23,8 @@ MAGICS = {*VERBS, "mlopsnb"}
 
 @pytest.fixture(scope="module")
 def shell(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("IPYTHONDIR", str(tmp_path_factory.mktemp("ipython")))
-        shell = InteractiveShell.instance(
-            config=Config({"HistoryManager": {"enabled": False}}), colors="nocolor"
-        )
+    with notebooks.shell(tmp_path_factory.mktemp("ipython")) as shell:
         yield shell
-        InteractiveShell.clear_instance()
 
 
 @pytest.fixture

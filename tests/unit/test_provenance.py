@@ -182,6 +182,6 @@ def test_a_user_without_a_name_is_a_number(alone, monkeypatch):
         raise KeyError("getpwuid(): uid not found: 4711")
 
     monkeypatch.delenv("JUPYTERHUB_USER", raising=False)
-    monkeypatch.setattr(provenance.getpass, "getuser", nameless)
+    monkeypatch.setattr("getpass.getuser", nameless)
     assert provenance.origin().user == str(os.geteuid())
     assert provenance.origin().commit == ""
