@@ -8,9 +8,7 @@ import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -148,17 +146,15 @@ def builder() -> Finding:
 
 def cluster() -> Finding:
     """Look at the cluster of the settings and at one's rights in its namespace."""
-    if find_spec("mlopsnb.targets.rights") is None:
-        return Finding("missing", "no target for clusters is installed")
-    chosen = settings()
     configured = os.environ.get("KUBECONFIG") or Path.home().joinpath(".kube", "config").is_file()
     if not configured and "KUBERNETES_SERVICE_HOST" not in os.environ:
         return Finding("missing", "no kubeconfig", "only --target kubernetes needs one; KUBECONFIG names it")
-    found = import_module("mlopsnb.targets.cluster").Cluster(
-        getattr(chosen, "context", ""), getattr(chosen, "namespace", "")
-    )
+    from mlopsnb.targets import rights
+    from mlopsnb.targets.cluster import Cluster
+
+    chosen = settings()
+    found = Cluster(chosen.context, chosen.namespace)
     where = f"context {found.context}, namespace {found.namespace}, {found.server}"
-    rights = import_module("mlopsnb.targets.rights")
     rights.check(found, rights.ALWAYS)
     return Finding("works", f"{where}; all rights that a deployment needs")
 
