@@ -49,14 +49,16 @@ def model(seed: int) -> torch.nn.Module:
 def answers(url: str, name: str, wanted: np.ndarray[Any, Any]) -> None:
     """Return when the server at *url* answers as the new model does."""
     end = time.monotonic() + SECONDS
+    said = "it answers as another model"
     while time.monotonic() < end:
         try:
             with Client(url, name) as client:
                 if np.allclose(client.predict(EXAMPLE)["output"], wanted, atol=1e-3):
                     return
-        except (DeployError, UserError):
-            time.sleep(0.05)
-    raise CannotBuild(f"{url} did not answer as the new model within {SECONDS:g} s")
+        except (DeployError, UserError) as exc:
+            said = str(exc)
+        time.sleep(0.05)
+    raise CannotBuild(f"{url} did not answer as the new model within {SECONDS:g} s: {said}")
 
 
 class ByHand:

@@ -8,10 +8,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from importlib import resources
-from importlib.metadata import version
 from pathlib import Path
 
-from mlopsnb import manifest
+from mlopsnb import __version__, manifest
 from mlopsnb.errors import BuildError, UserError
 from mlopsnb.images.plan import File
 from mlopsnb.images.planning import data_file
@@ -38,9 +37,8 @@ def runtime_files() -> tuple[File, ...]:
     """Return the model server's files by their path in `site-packages`."""
     home = Path(str(resources.files("mlopsnb")))
     found = [data_file(f"mlopsnb/{path}", (home / path).read_bytes()) for path in _named(home, RUNTIME)]
-    ours = version("mlopsnb")
-    text = f"Metadata-Version: 2.1\nName: mlopsnb\nVersion: {ours}\n"
-    name = f"mlopsnb-{ours}.dist-info/METADATA"
+    text = f"Metadata-Version: 2.1\nName: mlopsnb\nVersion: {__version__}\n"
+    name = f"mlopsnb-{__version__}.dist-info/METADATA"
     return (*found, data_file(name, text.encode()))
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
     from prometheus_client.registry import Collector
 
+from mlopsnb import __version__
 from mlopsnb.serving.board import Alone, Part, Row
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -144,15 +145,13 @@ class Metrics:
 
     def collect(self) -> Iterator[Metric]:
         """Yield every family, as prometheus_client asks for."""
-        from importlib.metadata import version as distribution_version
-
         from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 
         names, values = list(self._labels), list(self._labels.values())
         build = InfoMetricFamily(
             "mlopsnb_build", "The server's version and the format of its model.", labels=names
         )
-        build.add_metric(values, {"version": distribution_version("mlopsnb"), "format": self.format})
+        build.add_metric(values, {"version": __version__, "format": self.format})
         yield build
         requests = CounterMetricFamily(
             "mlopsnb_request", "Prediction requests by status code.", labels=[*names, "code"]

@@ -18,6 +18,7 @@ from http import HTTPStatus
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from mlopsnb import __version__
 from mlopsnb.errors import MissingExtra
 from mlopsnb.serving.errors import BadOption
 from mlopsnb.serving.tracecontext import Trace
@@ -88,8 +89,6 @@ class Tracing:
     """Makes the spans of one server's predictions. Is called on the event loop alone."""
 
     def __init__(self, name: str, version: str, scheme: str, exporters: Sequence[str]) -> None:
-        from importlib.metadata import version as distribution_version  # slow to import; only traces need it
-
         from opentelemetry import trace
         from opentelemetry.context import Context
         from opentelemetry.sdk.resources import Resource
@@ -106,7 +105,7 @@ class Tracing:
         self._running = [_exporter(exporter) for exporter in exporters]
         for exporter in self._running:
             self._provider.add_span_processor(BatchSpanProcessor(exporter))
-        self.tracer = self._provider.get_tracer("mlopsnb.serving", distribution_version("mlopsnb"))
+        self.tracer = self._provider.get_tracer("mlopsnb.serving", __version__)
         self._model = {"mlopsnb.model.name": name, "mlopsnb.model.version": version}
         _say_once()
 

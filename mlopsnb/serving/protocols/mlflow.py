@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from mlopsnb import __version__
 from mlopsnb.serving import v2, values
 from mlopsnb.serving.bulk import Bulk
 from mlopsnb.serving.errors import BadRequest
@@ -38,11 +39,7 @@ def routes(model: ServedModel) -> dict[str, Route]:
         return Reply(200 if ready else 503, b"\n")
 
     def version(ready: bool) -> Reply:
-        from importlib.metadata import (
-            version as distribution_version,  # slow to import; nothing else needs it
-        )
-
-        return Reply(200, distribution_version("mlopsnb").encode(), b"text/plain; charset=utf-8")
+        return Reply(200, __version__.encode(), b"text/plain; charset=utf-8")
 
     bulk = Bulk(model.signature)
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING
 
+from mlopsnb import __version__
 from mlopsnb.serving import v2
 from mlopsnb.serving.codec import Codec
 from mlopsnb.serving.errors import BadRequest
@@ -57,11 +58,9 @@ def routes(model: ServedModel) -> dict[str, Route]:
 @cache
 def server_metadata() -> Mapping[str, object]:
     """Return what the protocol says of the server."""
-    from importlib.metadata import version  # slow to import; nothing else needs it
-
     return {
         "name": "mlopsnb",
-        "version": version("mlopsnb"),
+        "version": __version__,
         "extensions": list(v2.EXTENSIONS),
     }
 
