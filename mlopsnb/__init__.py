@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from mlopsnb.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from mlopsnb.building import build as build
     from mlopsnb.cleaning import Cleanup as Cleanup
@@ -47,7 +49,6 @@ if TYPE_CHECKING:
     from mlopsnb.records import TensorSpec as TensorSpec
     from mlopsnb.watching import watch as watch
 
-__version__ = "0.1.0"
 
 _HOMES = {
     "mlopsnb.building": ("build",),

@@ -10,10 +10,11 @@ from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
 
-from mlopsnb import __version__, manifest
+from mlopsnb import manifest
 from mlopsnb.errors import BuildError, UserError
 from mlopsnb.images.plan import File
 from mlopsnb.images.planning import data_file
+from mlopsnb.version import __version__
 
 RUNTIME = (
     *(
@@ -26,7 +27,7 @@ RUNTIME = (
         "profiles.py",
         "protocols.py",
     ),
-    *("records.py", "tensors.py", "formats", "serving"),
+    *("records.py", "tensors.py", "version.py", "formats", "serving"),
 )
 """What the server imports of mlopsnb; a test holds that it needs nothing else."""
 

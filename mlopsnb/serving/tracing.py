@@ -18,10 +18,10 @@ from http import HTTPStatus
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from mlopsnb import __version__
 from mlopsnb.errors import MissingExtra
 from mlopsnb.serving.errors import BadOption
 from mlopsnb.serving.tracecontext import Trace
+from mlopsnb.version import __version__
 
 if TYPE_CHECKING:
     from mlopsnb.serving.app import Call

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from mlopsnb import __version__
 from mlopsnb.serving import v2, values
 from mlopsnb.serving.bulk import Bulk
 from mlopsnb.serving.errors import BadRequest
 from mlopsnb.serving.protocols import columns
 from mlopsnb.serving.routes import Headers, Prediction, Reply, Route, ServedModel, json_reply
+from mlopsnb.version import __version__
 
 if TYPE_CHECKING:
     from mlopsnb.records import Signature

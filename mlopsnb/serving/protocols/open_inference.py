@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING
 
-from mlopsnb import __version__
 from mlopsnb.serving import v2
 from mlopsnb.serving.codec import Codec
 from mlopsnb.serving.errors import BadRequest
 from mlopsnb.serving.rawrequests import RawRequests
 from mlopsnb.serving.routes import Headers, Prediction, Reply, Route, ServedModel, always, json_reply
+from mlopsnb.version import __version__
 
 if TYPE_CHECKING:
     from mlopsnb.tensors import Array
