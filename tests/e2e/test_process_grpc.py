@@ -67,11 +67,6 @@ class Client(threading.Thread):
         self.versions.append(answer.model_version)
 
 
-@pytest.mark.xfail(
-    strict=False,
-    raises=AssertionError,
-    reason="on a busy machine a call over a new channel was seen to hang at the switch; the cause is not found",
-)
 @pytest.mark.parametrize("workers", [1, 2])
 def test_redeploy_and_rollback_keep_grpc(workers):
     dep = ml.deploy(net(1.0), name="both", example=X, grpc_port=0, workers=workers)

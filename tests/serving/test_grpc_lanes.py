@@ -8,9 +8,11 @@ import io
 import json
 import os
 import re
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import grpc
 import numpy as np
@@ -204,6 +206,25 @@ def test_calls_that_are_too_late_at_the_end_are_cancelled(app, tmp_path, monkeyp
         with channel:
             assert call.exception(20).code() is grpc.StatusCode.UNAVAILABLE
     assert statuses(app) == [499]
+
+
+def test_at_the_end_the_port_is_closed_first_and_who_is_connected_is_answered_still(app, lane):
+    async def run():
+        server = GrpcServer(app, host="127.0.0.1", port=0, limits=ConnectionLimits())
+        await server.start()
+        host, _, port = server.address.rpartition(":")
+        with grpc.insecure_channel(server.address) as channel:
+            ask = partial(asyncio.to_thread, channel.unary_unary(INFER), encoded(), timeout=20)
+            await ask()
+            end = server.stop()
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection((host, int(port)))
+            await ask()
+            await end
+            with pytest.raises(grpc.RpcError, match="UNAVAILABLE"):
+                await ask()
+
+    asyncio.run(run())
 
 
 def test_an_answer_that_grpc_does_not_take_ends_the_call(app, monkeypatch):

@@ -5,11 +5,13 @@ Source of the options: https://grpc.github.io/grpc/core/group__grpc__arg__keys.h
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING
 
 from mlopsnb.serving.errors import CannotListen
-from mlopsnb.serving.rpc import direct, security
+from mlopsnb.serving.rpc import closing, direct, security
 from mlopsnb.serving.rpc.aio import AioLane
 from mlopsnb.serving.rpc.direct import DirectLane
 from mlopsnb.serving.rpc.service import Service
@@ -29,6 +31,10 @@ _OPTIONS = (
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.keepalive_permit_without_calls", 1),
 )
+_SETTLE_SECONDS = 1.0
+"""How long connections are left alone after the port was closed, see `closing`."""
+
+_TICK = 0.1
 _log = logging.getLogger("mlopsnb.serving")
 
 
@@ -81,7 +87,19 @@ class GrpcServer:
         await lane.start()
         self._lane = lane
 
-    async def stop(self) -> None:
-        """Take no more calls and answer those in work, which is done when the longest has had its time."""
-        if self._lane is not None:
-            await self._lane.stop(self._app.request_timeout)
+    def stop(self) -> Coroutine[None, None, None]:
+        """Close the port, now. What is returned answers the calls in work; it ends when the longest has had its time.
+
+        Those who are connected are sent away a little later, as `closing` says.
+        """
+        closing.close_port(self._port)
+        lane, self._lane = self._lane, None
+        return self._end(lane)
+
+    async def _end(self, lane: DirectLane | AioLane | None) -> None:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + _SETTLE_SECONDS
+        while loop.time() < end and closing.has_clients(self._port):
+            await asyncio.sleep(_TICK)
+        if lane is not None:
+            await lane.stop(self._app.request_timeout)
