@@ -26,7 +26,8 @@ from mlopsnb.manifest import Manifest
 from mlopsnb.profiles import DriftProfile, Feature
 from mlopsnb.records import Signature, TensorSpec
 from mlopsnb.serving import windows
-from mlopsnb.serving.app import App, begin
+from mlopsnb.serving.app import App
+from mlopsnb.serving.calls import begin
 from mlopsnb.serving.counters import Counters
 from mlopsnb.serving.engine import Engine
 from mlopsnb.serving.metrics import Metrics

@@ -114,7 +114,7 @@ def _check(target: Target, name: str, revision_id: int) -> str:
         stored = manifest.read(package)
         inputs, wanted = manifest.read_example(package)
     with target.reach(name, revision_id) as address, Client(address, name) as client:
-        found = client.infer(inputs)
+        found = client.infer(inputs, check=True)
     # JSON has one word, null, for all that is not finite.
     wanted = {k: np.where(np.isfinite(a), a, np.nan) if a.dtype.kind == "f" else a for k, a in wanted.items()}
     report = parity.compare(wanted, found, tolerance=stored.parity.tolerance if stored.parity else None)
@@ -285,7 +285,7 @@ class Deployment:
 
         found = self._found(revision)
         span = None if since is None else durations.seconds(since, of="since")
-        return live_drift(self._target, self.name, found, seconds=span, threshold=threshold, q=q)
+        return live_drift(self._target, self.name, found.id, seconds=span, threshold=threshold, q=q)
 
     def _found(self, number: int | None) -> Revision:
         """Return the revision with that number, or the one that serves, or served last."""

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from mlopsnb.deployment import Deployment
     from mlopsnb.monitoring.alerts import Alert, Notice
     from mlopsnb.protocols import Target
-    from mlopsnb.records import Revision
 
     Sink = Callable[[Notice], object]
 
@@ -98,7 +97,9 @@ class Watcher:
             windows = {max(r.id for r in release.revisions): nothing}
         elif self._on_drift:
             windows |= {
-                r.id: replace(windows[r.id], drifted=self._drifted(r)) for r in revisions if r.id in windows
+                r.id: replace(windows[r.id], drifted=self._drifted(r.id))
+                for r in revisions
+                if r.id in windows
             }
         for notice in self._board.advance(windows, now):
             self.notices.append(notice)
@@ -106,12 +107,12 @@ class Watcher:
             for sink in self._sinks:
                 self._tell(sink, notice)
 
-    def _drifted(self, revision: Revision) -> float:
+    def _drifted(self, revision_id: int) -> float:
         """Return how many features and outputs `Deployment.drift` names; NaN if it cannot tell, which is noted."""
         from mlopsnb.monitoring.replicas import live_drift
 
         try:
-            report = live_drift(self._target, self._name, revision, seconds=None, threshold=0.1, q=0.05)
+            report = live_drift(self._target, self._name, revision_id, seconds=None, threshold=0.1, q=0.05)
         except MlopsnbError as exc:
             self._trouble(exc.message)
             return math.nan

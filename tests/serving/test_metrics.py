@@ -11,6 +11,7 @@ MODEL = {"model_name": "affine", "model_version": "1"}
 TYPES = {
     "mlopsnb_batch_size": "histogram",
     "mlopsnb_build_info": "gauge",
+    "mlopsnb_check": "counter",
     "mlopsnb_model_seconds": "histogram",
     "mlopsnb_queue_rows": "gauge",
     "mlopsnb_queue_seconds": "histogram",
@@ -66,6 +67,7 @@ def test_the_exposition_whole(served, body):
         "mlopsnb_model_seconds_count": {(): 2},
         "mlopsnb_queue_rows": {(): 0},
         "mlopsnb_queue_seconds_count": {(): 2},
+        "mlopsnb_check_total": {},
         "mlopsnb_request_duration_seconds_count": {(): 3},
         "mlopsnb_request_in_progress": {(): 0},
         "mlopsnb_request_total": {(("code", "200"),): 2, (("code", "400"),): 1},

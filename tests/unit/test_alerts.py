@@ -265,7 +265,7 @@ def test_a_target_that_cannot_be_asked_is_noted_and_asked_again(watched, monkeyp
 def test_drift_that_cannot_be_told_is_noted_once_and_the_other_alerts_go_on(watched):
     target = Busy({1: {"rate": 5, "errors": 5}})
     watcher = watched(target, "drifted_features>0", "severe: error_rate>0.1")
-    assert watcher.troubles == ["the package of 'm', revision 1, is only in its image"]
+    assert watcher.troubles == ["no replica of 'm', revision 1, tells what it has counted"]
     assert [n.alert.severity for n in watcher.notices] == ["severe"]
 
 
