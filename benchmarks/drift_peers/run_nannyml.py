@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import statistics
 import sys
 import time
 import warnings
@@ -25,6 +26,16 @@ COLUMNS = (
 CHUNK = 5000
 
 
+def timed(call, times=5):
+    """Return what *call* returns, and the median of the CPU seconds that it takes."""
+    cpus = []
+    for _ in range(times):
+        started = time.process_time()
+        found = call()
+        cpus.append(time.process_time() - started)
+    return found, statistics.median(cpus)
+
+
 def main(directory):
     import nannyml as nml
 
@@ -39,17 +50,19 @@ def main(directory):
         for name in COLUMNS
     }
     metrics = ["accuracy", "precision", "recall", "f1", "roc_auc"]
-    started = time.process_time()
-    estimator = nml.CBPE(
-        y_pred_proba="y_pred_proba",
-        y_pred="y_pred",
-        y_true="repaid",
-        problem_type="classification_binary",
-        metrics=metrics,
-        chunk_size=CHUNK,
-    )
-    estimated = estimator.fit(reference).estimate(analysis).filter(period="analysis").to_df()
-    cpu = time.process_time() - started
+
+    def estimate():
+        estimator = nml.CBPE(
+            y_pred_proba="y_pred_proba",
+            y_pred="y_pred",
+            y_true="repaid",
+            problem_type="classification_binary",
+            metrics=metrics,
+            chunk_size=CHUNK,
+        )
+        return estimator.fit(reference).estimate(analysis).filter(period="analysis").to_df()
+
+    estimated, cpu = timed(estimate)
     answer(
         {
             "alerts": alerts,

@@ -67,7 +67,6 @@ def test_the_exposition_whole(served, body):
         "mlopsnb_model_seconds_count": {(): 2},
         "mlopsnb_queue_rows": {(): 0},
         "mlopsnb_queue_seconds_count": {(): 2},
-        "mlopsnb_check_total": {},
         "mlopsnb_request_duration_seconds_count": {(): 3},
         "mlopsnb_request_in_progress": {(): 0},
         "mlopsnb_request_total": {(("code", "200"),): 2, (("code", "400"),): 1},

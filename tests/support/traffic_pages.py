@@ -70,4 +70,8 @@ class Busy:
 
     def ask(self, name, revision_id, path):
         # Rows are counted nowhere here: only a server with a reference has a page on them.
-        return {} if self.gone(revision_id) or path != "/metrics" else {"process": self.counters[revision_id].page()}
+        return (
+            {}
+            if self.gone(revision_id) or path != "/metrics"
+            else {"process": self.counters[revision_id].page()}
+        )

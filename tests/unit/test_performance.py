@@ -10,7 +10,7 @@ from sklearn import metrics
 from sklearn.isotonic import IsotonicRegression
 
 from mlopsnb.errors import UserError
-from mlopsnb.monitoring import performance as pf
+from mlopsnb.monitoring import estimation as pf
 from mlopsnb.monitoring import watch_performance
 
 SEEDS = some.integers(0, 10_000)
