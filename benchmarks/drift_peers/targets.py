@@ -10,7 +10,6 @@ def lines(found):
     return [
         *_speed(found),
         *_loans(found.get("car loans")),
-        *_multiclass(found.get("multiclass")),
         *_alarms(found.get("false alarms and power", {})),
         *_times(found.get("rendering, ms", {})),
     ]
@@ -42,12 +41,8 @@ def _loans(loans):
         ours = loans["mlopsnb"]
         yield _least("car loans: drifting cells found", ours["found"], ours["of"])
         yield _most("car loans: false cells", ours["false"], 0)
-        yield from _estimates("CBPE", loans["cbpe"])
-
-
-def _multiclass(estimates):
-    if estimates:
-        yield from _estimates("multiclass CBPE", estimates)
+        yield from _estimates("CBPE of two classes", loans["cbpe"])
+        yield from _estimates("CBPE of three classes", loans["multiclass"])
 
 
 def _estimates(name, measured):
