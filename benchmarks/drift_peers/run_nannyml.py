@@ -84,10 +84,12 @@ def calibrated(reference):
     from nannyml.calibration import IsotonicCalibrator, needs_calibration
 
     return {
-        name: needs_calibration(
-            (reference["y_true"] == name).astype(int).to_numpy(),
-            reference[f"y_pred_proba_{name}"].to_numpy(),
-            IsotonicCalibrator(),
+        name: bool(
+            needs_calibration(
+                (reference["y_true"] == name).astype(int).to_numpy(),
+                reference[f"y_pred_proba_{name}"].to_numpy(),
+                IsotonicCalibrator(),
+            )
         )
         for name in CARDS
     }

@@ -33,10 +33,14 @@ Kind = Literal["binary", "classes", "numbers"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """One stretch of rows, in the order that they came: what was to be expected, and what came true if that is known."""
+    """One stretch of rows, in the order that they came: what was to be expected, and what came true if that is known.
+
+    `labelled` of its rows have labels.
+    """
 
     name: str
     rows: int
+    labelled: int = 0
     estimated: Mapping[str, float] = field(default_factory=dict)
     realised: Mapping[str, float] = field(default_factory=dict)
 
@@ -60,6 +64,19 @@ class PerformanceReport:
         }
         limit = self.limits[metric]
         return tuple(name for name, v in values.items() if (v > limit if worse else v < limit))
+
+    @property
+    def latest(self) -> dict[str, float]:
+        """The metrics of the newest whole span: realised if half of its rows have labels, else estimated.
+
+        Of metrics that cannot be estimated, those of the newest span with enough labels.
+        """
+        found: dict[str, float] = {}
+        for span in self.spans:
+            if span.rows == self.spans[0].rows:
+                found |= span.estimated
+                found |= span.realised if 2 * span.labelled >= span.rows else {}
+        return found
 
     def to_frame(self) -> Any:
         """Return one row for each span: `estimated_accuracy`, `realised_accuracy`, …; NaN where it is not known."""
@@ -110,6 +127,7 @@ def watch_performance(
         Span(
             name=str(number),
             rows=part.stop - part.start,
+            labelled=now.labelled(part),
             estimated=estimate(now, part),
             realised=now.realised(part),
         )
@@ -164,7 +182,9 @@ class _Side:
         if len(sizes) > 1:
             raise UserError(f"{where} has columns of different lengths", hint="give the same rows of each")
         self.rows = sizes.pop()
-        self.classes = like.classes if like is not None else _classes(scores, texts, where)
+        self.classes: tuple[object, ...] = (
+            like.classes if like is not None else _classes(scores, texts, where)
+        )
         coded = {k: _coded(v, self.classes, f"{where}: {k}") for k, v in texts.items()}
         self.labels, self.predictions = coded.get("labels"), coded.get("predictions")
         self.scores = _fitting(scores, self.classes, where)
@@ -182,6 +202,10 @@ class _Side:
             return None
         found = self.predictions[part]
         return found.astype(int) if self.kind == "classes" else found
+
+    def labelled(self, part: slice) -> int:
+        """Return how many rows of *part* have labels."""
+        return 0 if self.labels is None else int((~np.isnan(self.labels[part])).sum())
 
     def realised(self, part: slice) -> dict[str, float]:
         """Return the metrics of the rows of *part* whose labels are known; nothing if none are."""
@@ -241,9 +265,9 @@ def _missing(value: object) -> bool:
 
 def _classes(scores: _Scores | None, columns: Mapping[str, Array], where: str) -> tuple[object, ...]:
     """Return the classes in the order of the scores' columns; none if labels are numbers and scores have one column."""
-    several = scores is not None and scores.values.ndim == 2
-    if several and scores.names and scores.names != tuple(range(len(scores.names))):
-        return scores.names
+    several = scores if scores is not None and scores.values.ndim == 2 else None
+    if several and several.names and several.names != tuple(range(len(several.names))):
+        return several.names
     values = {v for column in columns.values() for v in column.tolist() if not _missing(v)}
     if not several and not any(isinstance(v, str) for v in values):
         return ()
@@ -251,9 +275,9 @@ def _classes(scores: _Scores | None, columns: Mapping[str, Array], where: str) -
         found: tuple[object, ...] = tuple(sorted(values))
     except TypeError as exc:
         raise UserError(f"{where}: the labels are of several types: {exc}", hint="give one type") from exc
-    if several and len(found) != scores.values.shape[1]:
+    if several and len(found) != several.values.shape[1]:
         raise UserError(
-            f"{where}: {scores.values.shape[1]} columns of scores for {len(found)} classes",
+            f"{where}: {several.values.shape[1]} columns of scores for {len(found)} classes",
             hint="give the scores as a DataFrame whose columns are the classes",
         )
     return found
@@ -280,6 +304,10 @@ def _fitting(scores: _Scores | None, classes: tuple[object, ...], where: str) ->
         if len(classes) > 2:
             raise UserError(f"{where}: one score a row for {len(classes)} classes", hint="give one for each")
         return scores.values
+    if (
+        not classes and scores.values.shape[1] == 2
+    ):  # those of 0 and 1, where the reference has the latter's alone
+        return scores.values[:, 1]
     if scores.values.shape[1] != len(classes):
         raise UserError(f"{where}: {scores.values.shape[1]} columns of scores for {len(classes)} classes")
     return scores.values[:, 1] if len(classes) == 2 else scores.values
