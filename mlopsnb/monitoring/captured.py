@@ -52,6 +52,30 @@ def live_performance(
     return watch_performance(reference, current, rows=rows)
 
 
+def read_reference(path: str | Path) -> dict[str, object]:
+    """Return what `watch_performance` takes as its reference from a Parquet or CSV file.
+
+    Its columns are `labels`, and `scores`, `predictions`, or both; scores of several classes are `scores.CLASS`.
+    Raises `UserError` if it cannot be read.
+    """
+    table = _table(path)
+    found: dict[str, object] = {
+        k: table[k] for k in ("labels", "scores", "predictions") if k in table.columns
+    }
+    several = {name: name.removeprefix("scores.") for name in table.columns if name.startswith("scores.")}
+    return found | ({"scores": table[list(several)].rename(columns=several)} if several else {})
+
+
+def _table(path: str | Path) -> Any:
+    """Return a Parquet or CSV file as a frame; `UserError` if it cannot be read."""
+    pandas = need("pandas", extra="monitoring")
+    read = pandas.read_csv if str(path).endswith((".csv", ".csv.gz")) else pandas.read_parquet
+    try:
+        return read(path)
+    except (OSError, ValueError) as exc:
+        raise UserError(f"{path} cannot be read: {exc}", hint="give a Parquet or CSV file") from exc
+
+
 def _captured(name: str, revision: Revision, seconds: float | None) -> Any:
     """Return all rows that were captured, the oldest first, as an Arrow table without the inputs."""
     if revision.captured is None:
@@ -146,11 +170,7 @@ def _joined(asked: Any, labels: object) -> Array:
 def _label_table(labels: object) -> Any:
     """Return *labels* as a frame with `request_id`, `row` and `label`; a label of a request is that of its row 0."""
     pandas = need("pandas", extra="monitoring")
-    if isinstance(labels, (str, Path)):
-        read = pandas.read_csv if str(labels).endswith((".csv", ".csv.gz")) else pandas.read_parquet
-        table = read(labels)
-    else:
-        table = pandas.DataFrame(labels)
+    table = _table(labels) if isinstance(labels, (str, Path)) else pandas.DataFrame(labels)
     if missing := {"request_id", "label"} - set(table.columns):
         raise UserError(
             f"the labels have no column {listed(sorted(missing))}; there are {listed(list(map(str, table.columns)))}",

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from mlopsnb.errors import UserError
-from mlopsnb.monitoring.captured import live_performance
+from mlopsnb.monitoring.captured import live_performance, read_reference
 from mlopsnb.records import Revision, Signature, TensorSpec
 from mlopsnb.serving.capture import Capture
 
@@ -98,6 +98,22 @@ def test_predictions_are_chosen_by_the_reference(revision):
     assert [bool(s.realised) for s in report.spans] == [True, True, True, False]
     named = ask(revision, late(), outputs={"predictions": "label", "scores": "probability"})
     assert named.spans == ask(revision, late()).spans
+
+
+def test_a_reference_is_read_from_a_file(tmp_path):
+    made = known()
+    frame = made["scores"].add_prefix("scores.").assign(labels=made["labels"], other=1)
+    frame.to_parquet(tmp_path / "known.parquet")
+    read = read_reference(tmp_path / "known.parquet")
+    assert list(read) == ["labels", "scores"]
+    pd.testing.assert_frame_equal(read["scores"], made["scores"])
+    pd.DataFrame({"labels": [0, 1], "scores": [0.2, 0.9]}).to_csv(tmp_path / "known.csv")
+    assert {k: list(v) for k, v in read_reference(str(tmp_path / "known.csv")).items()} == {
+        "labels": [0, 1],
+        "scores": [0.2, 0.9],
+    }
+    with pytest.raises(UserError, match="cannot be read"):
+        read_reference(tmp_path / "none.parquet")
 
 
 @pytest.mark.parametrize(
