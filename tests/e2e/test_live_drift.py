@@ -90,10 +90,10 @@ def test_shifted_traffic_is_seen_and_late_labels_tell_how_well_it_did(deployed, 
     assert report.find("age").windows[-1].state == "drift"
     with pytest.raises(UserError, match="'people' has no revision 9; there are: 1"):
         deployed.drift(revision=9)
-    late_labels_tell_how_well_it_did(deployed)
     with shell(tmp_path) as ip:
         ip.run_line_magic("load_ext", "mlopsnb")
         assert "age" in ip.run_line_magic("drift", "people --since 1h").drifted
+    late_labels_tell_how_well_it_did(deployed)
 
 
 def late_labels_tell_how_well_it_did(deployed):
