@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -63,30 +64,29 @@ def ours(reference, current, page):
     }
 
 
-def peer(python, script, *arguments):
-    done = subprocess.run(
-        [str(python), str(HERE / script), *map(str, arguments)], capture_output=True, text=True, check=False
-    )
+class Failed(Exception):
+    """A side could not be run; the message is the end of what it said."""
+
+
+def asked(*command):
+    """Run *command* and return its answer, the last line that it prints."""
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"{script}: {done.stderr[-2000:]}")
+        raise Failed(f"{Path(command[1]).name}: {done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def peer(python, script, *arguments):
+    return asked(python, HERE / script, *arguments)
 
 
 def self_run(*arguments):
-    done = subprocess.run(
-        [sys.executable, __file__, "--ours", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise SystemExit(done.stderr[-2000:])
-    return json.loads(done.stdout.splitlines()[-1])
+    return asked(sys.executable, __file__, "--ours", *arguments)
 
 
-def speed(python, directory, rows, columns, times):
-    """Compare both on *rows* by *columns*."""
-    data = frames.write(directory, rows, columns)
+def speed(python, directory, size, times):
+    """Compare both on frames of *size*, rows by columns."""
+    data = frames.write(directory, *map(int, size.split("x")))
     runs = [
         (
             self_run(*data, directory / "ours.html"),
@@ -259,27 +259,40 @@ def main():
     if args.ours:
         print(json.dumps(ours(*args.ours)))
         return 0
+    found = {"machine": {"processors": os.cpu_count(), "load": os.getloadavg()[0]}}
+    failed = []
     with tempfile.TemporaryDirectory() as scratch:
-        directory = Path(scratch)
-        found = {"machine": {"processors": os.cpu_count(), "load": os.getloadavg()[0]}}
-        if "rendering" in args.parts:
-            found["rendering, ms"] = rendering()
-        if "loans" in args.parts:
-            found["car loans"] = loans(venvs.python_of(NANNYML, args.venvs), directory)
-        if "alarms" in args.parts:
-            python = venvs.python_of(EVIDENTLY, args.venvs)
-            found["false alarms and power"] = false_alarms(python, directory, args.repeats)
-        for size in args.sizes if "speed" in args.parts else ():
-            rows, columns = map(int, size.split("x"))
-            found[size] = speed(venvs.python_of(EVIDENTLY, args.venvs), directory, rows, columns, args.times)
+        for name, run in parts(args, Path(scratch)):
+            print(f"{name} …", file=sys.stderr, flush=True)
+            try:
+                found |= run()
+            except (Failed, venvs.CannotInstall) as exc:
+                failed.append((f"{name}: {exc}", False))
     text = json.dumps(found, indent=2)
     print(text)
     if args.out:
         args.out.write_text(text + "\n")
-    judged = targets.lines(found)
+    judged = [*targets.lines(found), *failed]
     for line, met in judged:
         print(f"{'met' if met else 'NOT MET':8}{line}")
     return 0 if all(met for _, met in judged) else 1
+
+
+def parts(args, directory):
+    """Yield what was asked for, by name, the quickest first; each returns its figures."""
+    python = partial(venvs.python_of, directory=args.venvs)
+    if "rendering" in args.parts:
+        yield "rendering", lambda: {"rendering, ms": rendering()}
+    if "loans" in args.parts:
+        yield "loans", lambda: {"car loans": loans(python(NANNYML), directory)}
+    if "alarms" in args.parts:
+        yield (
+            "alarms",
+            lambda: {"false alarms and power": false_alarms(python(EVIDENTLY), directory, args.repeats)},
+        )
+    for size in args.sizes if "speed" in args.parts else ():
+        run = partial(speed, directory=directory, size=size, times=args.times)
+        yield f"speed, {size}", lambda size=size, run=run: {size: run(python(EVIDENTLY))}
 
 
 if __name__ == "__main__":
