@@ -27,7 +27,8 @@ fuzz: $(READY)  ## a million malformed inputs for the codecs, 200,000 malformed 
 	@$(BIN)/python tests/fuzz/flood.py 200000
 
 bench-drift: $(READY)  ## drift beside Evidently and NannyML, in environments of their own (half an hour)
-	@$(BIN)/python benchmarks/drift.py
+	@$(BIN)/python benchmarks/profile_counters.py && counters=0 || counters=1; \
+	  $(BIN)/python benchmarks/drift.py && exit $$counters
 
 check: $(READY)  ## style, types and the order of the layers
 	@$(BIN)/ruff check .

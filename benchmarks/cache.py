@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 import mlopsnb
-from mlopsnb.serving.app import begin
 from mlopsnb.serving.caching import Cached
+from mlopsnb.serving.calls import begin
 from mlopsnb.serving.engine import Engine
 
 MODELS = {

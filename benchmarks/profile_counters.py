@@ -26,7 +26,8 @@ from mlopsnb.manifest import Manifest
 from mlopsnb.profiles import DriftProfile, Feature
 from mlopsnb.records import Signature, TensorSpec
 from mlopsnb.serving import windows
-from mlopsnb.serving.app import App, begin
+from mlopsnb.serving.app import App
+from mlopsnb.serving.calls import begin
 from mlopsnb.serving.counters import Counters
 from mlopsnb.serving.engine import Engine
 from mlopsnb.serving.metrics import Metrics
@@ -155,16 +156,17 @@ def measure_requests(count: int) -> bool:
     ratio = statistics.median(turn["with"] / turn["without"] for turn in turns)
     print(f"{TURNS} turns of {count} requests, Python {sys.version.split()[0]}, numpy {np.__version__}")
     print("                                  median  quietest")
-    for name, told in (
+    for name, what in (
         ("without", "a request without counters"),
         ("with", "a request with counters"),
         ("alone", "counters alone, a row a request"),
         ("alone, 64 rows", "counters alone, of 64 rows, each"),
     ):
         times = [turn[name] for turn in turns]
-        print(f"{told:33}{statistics.median(times):6.2f} {min(times):8.2f} us")
-    print(f"with counters a request takes {ratio:.2f} times as much; target: {MOST_MICROSECONDS:g} us alone")
-    return min(turn["alone"] for turn in turns) <= MOST_MICROSECONDS
+        print(f"{what:33}{statistics.median(times):6.2f} {min(times):8.2f} us")
+    print(f"with counters a request takes {ratio:.2f} times as much")
+    took = statistics.median(turn["alone"] for turn in turns)
+    return told("counters alone, a row a request", took, MOST_MICROSECONDS, "us")
 
 
 def measure_merge() -> bool:
@@ -181,11 +183,18 @@ def measure_merge() -> bool:
     times = [microseconds(lambda: merged(snapshots), 1) / 1000 for _ in range(TURNS)]
     took = statistics.median(times)
     size = sum(len(json.dumps(d)) for d in documents) / SNAPSHOTS / 1000
-    print(f"merging {SNAPSHOTS} snapshots           {took:6.2f} ms (target: {MOST_MERGE_MILLISECONDS:g})")
+    print(f"merging {SNAPSHOTS} snapshots           {took:6.2f} ms")
     print(f"reading them from JSON           {read:6.2f} ms, {size:.1f} KB each")
     held = counted._windows.layout.nbytes / 1e6
     print(f"a day of windows takes at most   {held:6.2f} MB, in memory or in a file")
-    return took <= MOST_MERGE_MILLISECONDS
+    return told(f"merging {SNAPSHOTS} snapshots", took, MOST_MERGE_MILLISECONDS, "ms")
+
+
+def told(name: str, took: float, most: float, unit: str) -> bool:
+    """Print whether a figure meets its target, and return it."""
+    met = took <= most
+    print(f"{'met' if met else 'NOT MET':8}{name}: {took:.3g} {unit}, target ≤ {most:g} {unit}")
+    return met
 
 
 def merged(snapshots: list[profiles.Snapshot]) -> None:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -173,9 +175,9 @@ def _text(verb: Verb, result: Any, *, dry_run: bool) -> str:
 def _add_watch(verbs: Any) -> None:
     one = verbs.add_parser(
         "watch",
-        help="Watch a deployment's traffic and tell when an alert fires and when it is over.",
-        description="Watch a deployment's traffic until it is interrupted; as a job with --once, which ends with status 3 "
-        "if an alert fires.",
+        help="Watch a deployment and tell when an alert fires and when it is over.",
+        description="Watch a deployment's traffic, drift and performance until it is interrupted; as a job with --once, "
+        "which ends with status 3 if an alert fires.",
         allow_abbrev=False,
     )
     one.add_argument("deployment", metavar="DEPLOYMENT", help="a deployment's name")
@@ -193,6 +195,21 @@ def _add_watch(verbs: Any) -> None:
     one.add_argument(
         "--slack", action="append", default=[], metavar="URL", help="post notices to Slack; repeatable"
     )
+    one.add_argument(
+        "--labels", metavar="PATH", help="labels of captured rows, Parquet or CSV: request_id, row, label"
+    )
+    one.add_argument(
+        "--reference",
+        metavar="PATH",
+        help="rows with labels that performance is compared with, Parquet or CSV: labels, and scores (one for each class "
+        "as scores.CLASS), predictions, or both",
+    )
+    one.add_argument(
+        "--retrain",
+        metavar="COMMAND",
+        type=shlex.split,
+        help="started once for each incident, with the notice in MLOPSNB_NOTICE, such as 'papermill train.ipynb out.ipynb'",
+    )
     one.add_argument("--every", default="30s", metavar="SPAN", help="how often it looks; 30s if left out")
     one.add_argument(
         "--once",
@@ -204,15 +221,25 @@ def _add_watch(verbs: Any) -> None:
 
 
 def _watch(words: argparse.Namespace) -> int:
-    from mlopsnb.monitoring import alerts, sinks
+    from mlopsnb.monitoring import alerts, captured, retraining, sinks
     from mlopsnb.watching import watch
 
+    if words.once and words.retrain:
+        raise UserError(
+            "--retrain needs a watch that goes on: with --once each run would begin a new incident",
+            hint="leave --once out, or have your scheduler act on status 3",
+        )
     rules = [alerts.parse(text) for text in words.alerts]
     if words.once:
         rules = [replace(alert, seconds=0.0) for alert in rules]
     told = [_say, *map(sinks.webhook, words.webhook), *map(sinks.slack, words.slack)]
+    told += [retraining.retrain(words.retrain)] if words.retrain else []
     dep = _deployment(words.deployment, words.target)
-    watcher = watch(dep, rules, sinks=told, every=words.every, start=False)
+    performance = None
+    if words.reference:
+        known = captured.read_reference(words.reference)
+        performance = partial(dep.performance, words.labels, reference=known)
+    watcher = watch(dep, rules, sinks=told, every=words.every, performance=performance, start=False)
     watcher.run(1 if words.once else None)
     sys.stderr.writelines(f"{trouble}\n" for trouble in watcher.troubles)
     return _FIRING if watcher.firing else 0

@@ -76,25 +76,29 @@ class Client:
         """Arrange *x* as the model's inputs and return the outputs by name."""
         return self.infer(arrange(x, self.signature))
 
-    def infer(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
+    def infer(self, inputs: Arrays, *, check: bool = False) -> dict[str, np.ndarray[Any, Any]]:
         """Send named arrays and return the outputs by name.
 
-        Where the server takes raw bytes every value arrives as it was sent; JSON has no infinity.
+        Where the server takes raw bytes every value arrives as it was sent; JSON has no infinity. A *check* sends the
+        golden example to prove a deploy; the server counts it apart from traffic.
         """
         from mlopsnb.serving import v2
+        from mlopsnb.serving.calls import CHECK_HEADER
         from mlopsnb.serving.errors import BadRequest
 
         path = f"/v2/models/{self.model}/infer"
         if self._takes_binary():
             body, length = v2.encode_binary_request(inputs)
             headers = {"content-type": "application/octet-stream", _HEADER_LENGTH: str(length)}
-            answer = self._request("POST", path, body, headers)
         else:
             try:
                 body = v2.encode_request(inputs)
             except BadRequest as exc:
                 raise UserError(str(exc)) from exc
-            answer = self._request("POST", path, body, {"content-type": "application/json"})
+            headers = {"content-type": "application/json"}
+        if check:
+            headers[CHECK_HEADER] = "golden"
+        answer = self._request("POST", path, body, headers)
         told = answer.headers.get(_HEADER_LENGTH, "")
         return v2.decode_response(answer.content, header_length=int(told) if told.isdecimal() else None)
 

@@ -7,15 +7,11 @@ after a kernel restart as before.
 from __future__ import annotations
 
 import re
-import tempfile
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from mlopsnb import manifest, parity, plugins, rollout
+from mlopsnb import checking, plugins, rollout
 from mlopsnb.errors import DeployError, MlopsnbError, UserError, nearest
 from mlopsnb.events import step, told_as
 from mlopsnb.rollout import Action, Check, Forget, Gate, Scale, Shift, Start, Stop
@@ -24,7 +20,10 @@ from mlopsnb.settings import settings
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    import numpy as np
+
     from mlopsnb.client import Client
+    from mlopsnb.monitoring.performance import PerformanceReport
     from mlopsnb.monitoring.report import DriftReport
     from mlopsnb.monitoring.traffic import Traffic
     from mlopsnb.protocols import Target
@@ -67,7 +66,7 @@ def _carry_out(target: Target, name: str, action: Action, timeout: float) -> Non
     match action:
         case Check(revision_id):
             with step("check") as log:
-                log.result = _check(target, name, revision_id)
+                log.result = checking.check(target, name, revision_id)
         case Start(revision):
             with step("start", f"revision {revision.id}") as log:
                 target.apply(name, action, timeout=timeout)
@@ -102,43 +101,6 @@ def _shares(release: Release, wanted: Mapping[int, int]) -> str:
     return (
         f"{release.url} → {told}{'' if release.weights == wanted else f' (of {asked} that were asked for)'}"
     )
-
-
-def _check(target: Target, name: str, revision_id: int) -> str:
-    """Replay the golden example against the revision and compare with what the original model answered."""
-    from mlopsnb.client import Client
-
-    revision = next(r for r in target.observe(name).revisions if r.id == revision_id)
-    with tempfile.TemporaryDirectory(prefix="mlopsnb-") as scratch:
-        package = _package(revision, Path(scratch))
-        stored = manifest.read(package)
-        inputs, wanted = manifest.read_example(package)
-    with target.reach(name, revision_id) as address, Client(address, name) as client:
-        found = client.infer(inputs)
-    # JSON has one word, null, for all that is not finite.
-    wanted = {k: np.where(np.isfinite(a), a, np.nan) if a.dtype.kind == "f" else a for k, a in wanted.items()}
-    report = parity.compare(wanted, found, tolerance=stored.parity.tolerance if stored.parity else None)
-    if error := parity.failure(report):
-        raise DeployError(
-            f"revision {revision_id} does not answer as the original model did: {error.message}"
-        )
-    return f"answers the golden example as the original did (max error {report.max_abs_error:.2g})"
-
-
-def _package(revision: Revision, scratch: Path) -> Path:
-    """Return a directory with the manifest and the golden example of what *revision* serves.
-
-    That is its package if it is still the same on this machine; else they come out of its image.
-    """
-    package = revision.package
-    here = package is not None and (package / manifest.FILE).exists()
-    if here and package and (not revision.image or manifest.read(package).digest == revision.digest):
-        return package
-    if not revision.image:
-        raise DeployError(f"revision {revision.id} has no package to check it with")
-    from mlopsnb.images import holding
-
-    return holding.golden(revision.image, scratch)
 
 
 def _restore(target: Target, name: str, before: Release, cause: BaseException, timeout: float) -> None:
@@ -285,7 +247,39 @@ class Deployment:
 
         found = self._found(revision)
         span = None if since is None else durations.seconds(since, of="since")
-        return live_drift(self._target, self.name, found, seconds=span, threshold=threshold, q=q)
+        return live_drift(self._target, self.name, found.id, seconds=span, threshold=threshold, q=q)
+
+    def performance(
+        self,
+        labels: object = None,
+        *,
+        reference: Mapping[str, object],
+        outputs: Mapping[str, str] | None = None,
+        rows: int = 1000,
+        since: float | str | None = None,
+        revision: int | None = None,
+    ) -> PerformanceReport:
+        """Return how well the model does on what it was asked: estimated, and realised where labels have come.
+
+        The rows are those that the server captured: `deploy(…, capture=0.1, target="process")`.
+
+        Args:
+            labels: a frame, a mapping of columns or a Parquet or CSV file with `request_id` (what the client sent as
+                `x-request-id`, or was told there), `label`, and `row` where a request has several.
+            reference: as for `watch_performance`: `labels`, and `scores`, `predictions`, or both, of data with labels.
+            outputs: which of the model's outputs are the `scores` and the `predictions`; by default by their types.
+            rows: rows in a span; since: look so far back, in seconds or as `6h`; revision: by default the one that serves.
+
+        Raises `UserError` if nothing is captured or reached, or if labels, outputs and reference do not fit.
+        """
+        from mlopsnb import durations
+        from mlopsnb.monitoring.captured import live_performance
+
+        span = None if since is None else durations.seconds(since, of="since")
+        found = self._found(revision)
+        return live_performance(
+            self.name, found, labels=labels, reference=reference, outputs=outputs, rows=rows, seconds=span
+        )
 
     def _found(self, number: int | None) -> Revision:
         """Return the revision with that number, or the one that serves, or served last."""

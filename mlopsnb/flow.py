@@ -112,6 +112,7 @@ def deploy(
     grpc_port: int | None = None,
     env: Mapping[str, str] | None = None,
     cache_bytes: int | None = None,
+    capture: float | None = None,
     fallback: Artifact | ModelVersion | str | None = None,
     workers: int = 1,
     replicas: int = 1,
@@ -155,6 +156,8 @@ def deploy(
             `CANCELLED` or `UNAVAILABLE`, as gRPC has it: clients that wait for ready and retry these notice nothing.
         env: environment variables of the server.
         cache_bytes: keep answers, in so much memory, for rows that come again; by default none.
+        capture: write the rows of this share of the requests, and their answers, to files of the deployment, for
+            `performance` to join with labels; by default none. They are what clients sent: mind who may read them.
         fallback: an `Artifact`, a `ModelVersion` or a URI: a smaller model of the same signature, which answers
             while this one fails, is overloaded or late.
         workers: processes that share the port, each with the model in its memory.
@@ -217,9 +220,17 @@ def deploy(
         origin=origin(),
         note=how.note,
         workload=workload,
-        **servers.read(env=env, port=port, grpc_port=grpc_port, cache_bytes=cache_bytes, workers=workers),
+        **servers.read(
+            env=env,
+            port=port,
+            grpc_port=grpc_port,
+            cache_bytes=cache_bytes,
+            capture=capture,
+            workers=workers,
+        ),
     )
     delivery = backend.delivery()
+    _check_capture(draft, delivery, chosen.target)
     spare = _found_fallback(fallback, delivery, chosen.target)
     if dry_run:
         return _plan(backend, name, draft, how, Cargo(source=_describe(what), digest=""))
@@ -240,6 +251,14 @@ def deploy(
         if force or not strategies.keep(backend.observe(name), new, named=named):
             execute(backend, name, plan, timeout=chosen.timeout)
     return Deployment(name, backend, chosen.target)
+
+
+def _check_capture(draft: Revision, delivery: Delivery, target: str) -> None:
+    if draft.capture is not None and delivery != "package":
+        raise UserError(
+            f"target {target!r} captures no rows: their files would be in a container, and end with it",
+            hint="leave capture out, deploy to target='process', or start the image with --capture and a volume",
+        )
 
 
 def _found_fallback(what: object, delivery: Delivery, target: str) -> Artifact | ModelVersion | None:

@@ -12,7 +12,13 @@ _MOST_PORT = 65535
 
 
 def read(
-    *, env: Mapping[Any, Any] | None, port: object, grpc_port: object, cache_bytes: object, workers: object
+    *,
+    env: Mapping[Any, Any] | None,
+    port: object,
+    grpc_port: object,
+    cache_bytes: object,
+    capture: object,
+    workers: object,
 ) -> dict[str, Any]:
     """Return the fields of a `Revision` of these names; `UserError` says of which one what is wrong."""
     return {
@@ -20,6 +26,7 @@ def read(
         "port": _port(port),
         "grpc_port": _grpc_port(grpc_port, port),
         "cache_bytes": _cache_bytes(cache_bytes),
+        "capture": _share(capture),
         "workers": _workers(workers),
     }
 
@@ -61,6 +68,17 @@ def _cache_bytes(size: object) -> int | None:
     if size is None or (_is_whole(size) and size > 0):
         return size
     raise UserError(f"cache_bytes must be a number above 0, found {size!r}", hint="leave it out for no cache")
+
+
+def _share(share: object) -> float | None:
+    if share is None:
+        return None
+    if isinstance(share, (int, float)) and not isinstance(share, bool) and 0 < share <= 1:
+        return float(share)
+    raise UserError(
+        f"capture must be a share of the requests, above 0 and at most 1, found {share!r}",
+        hint="capture=0.1 writes the rows of one request in ten",
+    )
 
 
 def _workers(workers: object) -> int:

@@ -1,18 +1,20 @@
-"""How often a clean report raises an alarm, and how much of a true shift is found: many small frames, by both rules.
-
-Evidently's rules are `drift(method="evidently")`, whose verdicts `benchmarks/drift.py` compares with Evidently itself.
-"""
+"""How often a clean report raises an alarm, and how much of a true shift is found: many small frames, read by both."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 SIZES = ((800, 500), (5000, 500), (5000, 5000), (50_000, 5000))
+"""Rows of the reference and of the current data."""
+
 SHIFT = 0.3
 """Standard deviations by which every second column moves."""
 
 KINDS = (*("normal", "lognormal", "ties", "zeros") * 3, 3, 12, 50, 300, 2000, 3, 12, 50)
+MOVED = frozenset(f"c{i}" for i in range(0, len(KINDS), 2))
 
 
 def column(rng, kind, rows, shift):
@@ -33,32 +35,39 @@ def column(rng, kind, rows, shift):
 
 def frame(rng, rows, shift):
     return pd.DataFrame(
-        {f"c{i}": column(rng, kind, rows, shift if i % 2 == 0 else 0.0) for i, kind in enumerate(KINDS)}
+        {f"c{i}": column(rng, kind, rows, shift if f"c{i}" in MOVED else 0.0) for i, kind in enumerate(KINDS)}
     )
 
 
-def compare(repeats=20):
-    """Return for each size the share of clean reports with an alarm, and of truly moved columns that were found."""
+def write(directory, reference_rows, rows, repeats):
+    """Write *repeats* sets of a reference, a clean and a moved frame below *directory*; return their places."""
+    places = []
+    for seed in range(repeats):
+        rng = np.random.default_rng(seed)
+        place = Path(directory) / f"{reference_rows}-{rows}-{seed}"
+        place.mkdir()
+        for name, size, shift in (
+            ("reference", reference_rows, 0),
+            ("clean", rows, 0),
+            ("moved", rows, SHIFT),
+        ):
+            frame(rng, size, shift).to_parquet(place / f"{name}.parquet", index=False)
+        places.append(place)
+    return places
+
+
+def ours(place):
+    """Return what has drifted in the clean and in the moved frame at *place*, as `run_evidently_verdicts.py` does."""
     from mlopsnb import drift
 
-    found = {}
-    for reference_rows, rows in SIZES:
-        clean = {"mlopsnb": 0, "evidently": 0}
-        hits = {"mlopsnb": 0, "evidently": 0}
-        for seed in range(repeats):
-            rng = np.random.default_rng(seed)
-            before = frame(rng, reference_rows, 0.0)
-            for shift in (0.0, SHIFT):
-                now = frame(rng, rows, shift)
-                for side, method in (("mlopsnb", "auto"), ("evidently", "evidently")):
-                    drifted = drift(before, now, method=method).drifted
-                    if shift:
-                        hits[side] += sum(int(name[1:]) % 2 == 0 for name in drifted)
-                    else:
-                        clean[side] += bool(drifted)
-        moved = repeats * ((len(KINDS) + 1) // 2)
-        found[f"{reference_rows} against {rows}"] = {
-            side: {"clean reports with an alarm": clean[side] / repeats, "found": hits[side] / moved}
-            for side in clean
-        }
-    return found
+    read = {name: pd.read_parquet(place / f"{name}.parquet") for name in ("reference", "clean", "moved")}
+    return {name: list(drift(read["reference"], read[name]).drifted) for name in ("clean", "moved")}
+
+
+def rates(verdicts):
+    """Return the share of clean reports with an alarm, and of truly moved columns that were found."""
+    found = sum(len(MOVED.intersection(one["moved"])) for one in verdicts)
+    return {
+        "clean reports with an alarm": sum(bool(one["clean"]) for one in verdicts) / len(verdicts),
+        "found": found / (len(verdicts) * len(MOVED)),
+    }

@@ -1,4 +1,4 @@
-"""Alerts on figures of the traffic, and on drift: what they say, when they fire and when they are over. Pure; nothing is sent here.
+"""Alerts on figures of the traffic, on drift and on performance: what they say, when they fire and when they are over. Pure; nothing is sent here.
 
 An alert fires when its rule holds for a while, as an alerting rule of Prometheus does
 (https://prometheus.io/docs/prometheus/latest/configuration/alerting_rules/).
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, cast, get_args
 from mlopsnb import durations
 from mlopsnb.errors import UserError, nearest
 from mlopsnb.monitoring import rules
-from mlopsnb.monitoring.counting import DRIFTED, WATCHED, Window, figure_text
+from mlopsnb.monitoring.counting import DRIFTED, PERFORMANCE, WATCHED, Window, figure_text
 
 if TYPE_CHECKING:
     from mlopsnb.monitoring.rules import Rule
@@ -47,6 +47,11 @@ class Alert:
         """Whether it names how many features have drifted, which is asked for separately."""
         return any(c.figure == DRIFTED for c in self.rule.comparisons)
 
+    @property
+    def on_performance(self) -> bool:
+        """Whether it names a metric of the model, which is asked for separately."""
+        return any(c.figure in PERFORMANCE for c in self.rule.comparisons)
+
     def fires(self, window: Window) -> bool:
         """Say whether all comparisons hold in *window*; what is not known (NaN) does not."""
         return all(c.holds(WATCHED[c.figure].of(window)) for c in self.rule.comparisons)
@@ -72,7 +77,10 @@ def parse(text: object) -> Alert:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notice:
-    """What a sink is told: an alert of one revision of a deployment fires, or is over. Times are Unix seconds."""
+    """What a sink is told: an alert of one revision of a deployment fires, or is over. Times are Unix seconds.
+
+    `trouble` says what went wrong with what another sink had begun, if that is what it is about.
+    """
 
     alert: Alert
     status: Literal["firing", "resolved"]
@@ -82,13 +90,15 @@ class Notice:
     figures: Mapping[str, float]
     since: float
     at: float
+    trouble: str = ""
 
     @property
     def text(self) -> str:
         """Return it in one line."""
         found = ", ".join(f"{name} {figure_text(name, value)}" for name, value in self.figures.items())
         head = f"{self.alert.severity}: {self.deployment} on {self.target}, revision {self.revision}"
-        return f"{'resolved, ' if self.status == 'resolved' else ''}{head}: {found} (alert {self.alert.rule})"
+        told = f"{'resolved, ' if self.status == 'resolved' else ''}{head}: {found} (alert {self.alert.rule})"
+        return f"{told}; what was begun about it failed: {self.trouble}" if self.trouble else told
 
     def plain(self) -> dict[str, object]:
         """Return it as JSON can hold it; what is not known is null."""
@@ -102,6 +112,7 @@ class Notice:
             "figures": {k: None if v != v else v for k, v in self.figures.items()},  # noqa: PLR0124  NaN
             "since": self.since,
             "at": self.at,
+            "trouble": self.trouble,
             "text": self.text,
         }
 

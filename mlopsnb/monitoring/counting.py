@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from mlopsnb.extras import need
+from mlopsnb.monitoring.estimation import CLASSIFICATION, REGRESSION
 
 _RESTARTED = 2.0
 """Seconds by which the start of a process may seem to move, as a machine's clock is corrected."""
@@ -242,7 +244,8 @@ def gather(series: Iterable[Series], at: float) -> Sample:
 class Window:
     """The traffic of one revision over *seconds* that ended `at` (Unix time), summed over its replicas.
 
-    `drifted` is how many features and outputs have drifted, for who asked about that too; it is not of these seconds alone.
+    `drifted` is how many features and outputs have drifted, and `performance` has the model's metrics, for who asked about
+    these too; they are not of these seconds alone.
     """
 
     at: float
@@ -250,6 +253,7 @@ class Window:
     counts: Counts
     levels: Levels
     drifted: float = math.nan
+    performance: Mapping[str, float] = field(default_factory=dict)
 
 
 def joined(windows: Iterable[Window]) -> Window | None:
@@ -297,12 +301,19 @@ FIGURES: Mapping[str, Figure] = {
 """All figures of traffic by the names that rules use."""
 
 DRIFTED = "drifted_features"
+PERFORMANCE = (*CLASSIFICATION, *REGRESSION)
+
+
+def _metric(name: str, window: Window) -> float:
+    return window.performance.get(name, math.nan)
+
 
 WATCHED: Mapping[str, Figure] = {
     **FIGURES,
     DRIFTED: Figure("features that drifted", lambda w: w.drifted),
+    **{name: Figure(name, partial(_metric, name)) for name in PERFORMANCE},
 }
-"""The figures that alerts may name: drift too, which is seen over more rows than a gate waits for."""
+"""The figures that alerts may name: drift and performance too, which are seen over more rows than a gate waits for."""
 
 
 def figure_text(name: str, value: float) -> str:

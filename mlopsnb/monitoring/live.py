@@ -200,8 +200,8 @@ def _effects(feature: Feature, counts: Array) -> tuple[Sequence[float], Sequence
     if not len(counts):
         return [], []
     if feature.kind == "category":
-        pairs = [st.merge_rare(reference, row) for row in counts]
-        return [st.js_distance(*pair) for pair in pairs], [st.chi_squared(*pair)[1] for pair in pairs]
+        effects = [st.js_distance(reference, row) for row in counts]
+        return effects, [st.chi_squared(reference, row)[1] for row in counts]
     sample = Counted(np.array(feature.edges), reference, feature.whole)
     gaps = st.gap_of_counts(reference, counts).tolist()
     sizes = counts.sum(axis=1).tolist()

@@ -197,7 +197,7 @@ def measure_counts(row: FeatureDrift, a: Array, b: Array, *, constant: str = "")
     return replace(
         row,
         statistic="jensen-shannon",
-        effect=st.js_distance(*merged),
+        effect=st.js_distance(a, b),
         p_value=st.chi_squared(*merged)[1],
         psi=st.stability_index(*merged),
         note=joined(row.note, f"constant: {constant}" if constant else ""),

@@ -294,7 +294,7 @@ class _Column:
             return np.array([*shown, sum(counts.values()) - sum(shown), 0])
 
         parts_of_it = [cells(one) for one in self.seen]
-        band = _band(parts_of_it, lambda a, b: st.js_distance(*st.merge_rare(a, b)))
+        band = _band(parts_of_it, st.js_distance)
         return {
             "kind": "category",
             "levels": tuple(levels),

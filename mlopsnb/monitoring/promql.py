@@ -55,15 +55,16 @@ def expression(figure: str, name: str, *, span: str = _RANGE) -> str:
 def alerting_rules(name: str, alerts: Sequence[Alert], *, span: str = _RANGE) -> dict[str, object]:
     """Return *alerts* of the deployment *name* as a rules file of Prometheus; dumped as JSON it is valid YAML.
 
-    Raises `UserError` if one is on drift, of which Prometheus knows the counters only.
+    Raises `UserError` if one is on drift, of which Prometheus knows the counters only, or on performance.
     """
     return {"groups": [{"name": f"mlopsnb-{name}", "rules": [_rule(name, a, span) for a in alerts]}]}
 
 
 def _rule(name: str, alert: Alert, span: str) -> dict[str, object]:
-    if alert.on_drift:
+    if alert.on_drift or alert.on_performance:
+        what = "what has drifted" if alert.on_drift else "how well the model does"
         raise UserError(
-            f"Prometheus is not told what has drifted: it cannot watch {str(alert)!r}",
+            f"Prometheus is not told {what}: it cannot watch {str(alert)!r}",
             hint="watch that with ml.watch, or python -m mlopsnb watch",
         )
     sides = [

@@ -1,59 +1,52 @@
-"""Ask the replicas of a deployment what they have counted, and compare it with the profile that they count on.
+"""Ask the replicas of a deployment what they have counted, and on which profile, and compare the two.
 
-Knows targets by their protocol alone. What a replica says is checked before it is believed.
+Knows targets by their protocol alone, and needs neither the package nor where it was logged. What a replica says is
+checked before it is believed.
 """
 
 from __future__ import annotations
 
 import json
-import tempfile
 import time
-from collections.abc import Mapping
-from functools import lru_cache
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mlopsnb import manifest, plugins, profiles
+from mlopsnb import profiles
 from mlopsnb.errors import DeployError, UserError
 from mlopsnb.monitoring.live import compare_profile
 
 if TYPE_CHECKING:
     from mlopsnb.monitoring.report import DriftReport
     from mlopsnb.profiles import DriftProfile, Snapshot
-    from mlopsnb.protocols import Target, Tracker
-    from mlopsnb.records import Revision
+    from mlopsnb.protocols import Target
 
-PAGE = "/profile"
+PAGE, REFERENCE_PAGE = "/profile", "/profile/reference"
 PROTOCOL = 1
 """Of the answer at `PAGE`."""
 
-_KEPT = 32
-"""Profiles that are kept in memory: with them comes a whole model, and who watches asks again and again."""
+_MOST_KEPT = 32
+_kept: dict[str, DriftProfile] = {}
+"""Profiles by their digests: who watches asks again and again, and a profile never changes."""
 
 
 def live_drift(
-    target: Target, name: str, revision: Revision, *, seconds: float | None, threshold: float, q: float
+    target: Target, name: str, revision_id: int, *, seconds: float | None, threshold: float, q: float
 ) -> DriftReport:
-    """Return the drift report of one *revision*: all its replicas, over the last *seconds* or all that they have kept.
+    """Return the drift report of one revision: all its replicas, over the last *seconds* or all that they have kept.
 
     Raises `UserError` if the revision has no reference profile, `DeployError` if no replica answers.
     """
-    profile = _profile(name, revision)
-    answers = target.ask(name, revision.id, PAGE)
+    answers = target.ask(name, revision_id, PAGE)
     if not answers:
         raise DeployError(
-            f"no replica of {name!r}, revision {revision.id}, tells what it has counted",
+            f"no replica of {name!r}, revision {revision_id}, tells what it has counted",
             hint="see its logs; a server of an older mlopsnb does not count: deploy it again",
         )
     told = [_read(replica, body) for replica, body in answers.items()]
+    profile = _profile(target, name, revision_id, told)
     first = time.time() - seconds if seconds is not None else 0.0
-    snapshots: list[Snapshot] = []
-    for document in told:
-        if document["profile"] != profile.digest:
-            why = "; ".join(map(str, document["notes"])) or "it counts on another profile"
-            raise DeployError(f"{name!r} does not count for this reference: {why}", hint="deploy it again")
-        read = [profiles.read_snapshot(window, profile) for window in document["windows"]]
-        snapshots += [snapshot for snapshot in read if snapshot.end > first]
+    read = [profiles.read_snapshot(window, profile) for one in told for window in one["windows"]]
+    snapshots: list[Snapshot] = [snapshot for snapshot in read if snapshot.end > first]
     uncounted = {(part["role"], part["name"]): part["why"] for one in told for part in one["uncounted"]}
     return compare_profile(profile, snapshots, threshold=threshold, q=q, uncounted=uncounted)
 
@@ -68,42 +61,30 @@ def _read(replica: str, body: bytes) -> Mapping[str, Any]:
         raise DeployError(f"replica {replica} tells no counters: {exc!r}", hint="deploy it again") from exc
 
 
-def _profile(name: str, revision: Revision) -> DriftProfile:
-    """Return the profile in the revision's package, which is on this machine or where the model was logged."""
-    if revision.package is not None:
-        return _stated(name, revision, _stored(revision.package))
-    if not revision.source.startswith(("models:/", "runs:/")):
+def _profile(target: Target, name: str, revision_id: int, told: Sequence[Mapping[str, Any]]) -> DriftProfile:
+    """Return the profile that all replicas count on, as one of them tells it."""
+    digests = {one["profile"] for one in told}
+    if None in digests:
+        notes = {str(note) for one in told for note in one["notes"]}
         raise UserError(
-            f"the package of {name!r}, revision {revision.id}, is only in its image",
-            hint="deploy it from a model version: log it with its reference first",
-        )
-    return _stated(name, revision, _logged(revision.source, revision.digest))
-
-
-def _stated(name: str, revision: Revision, profile: DriftProfile | None) -> DriftProfile:
-    if profile is None:
-        raise UserError(
-            f"{name!r}, revision {revision.id}, has no reference to compare with",
+            f"{name!r}, revision {revision_id}, has no reference to compare with: {'; '.join(sorted(notes))}",
             hint="deploy it with reference=X_train, the data that the model was trained on",
         )
-    return profile
-
-
-@lru_cache(maxsize=_KEPT)
-def _logged(source: str, digest: str) -> DriftProfile | None:
-    """Return the profile of the package *digest* that was logged as *source*, or None if it has none."""
-    tracker: Tracker = plugins.create("tracker", "mlflow")
-    with tempfile.TemporaryDirectory(prefix="mlopsnb-") as scratch:
-        fetched = tracker.fetch(tracker.find(source), Path(scratch) / "package")
-        if fetched.digest != digest:
+    if len(digests) > 1:
+        raise DeployError(
+            f"the replicas of {name!r}, revision {revision_id}, count on {len(digests)} references",
+            hint="deploy it again",
+        )
+    [digest] = digests
+    if digest not in _kept:
+        bodies = target.ask(name, revision_id, REFERENCE_PAGE).values()
+        found = {profile.digest: profile for profile in map(profiles.from_json, bodies)}
+        if digest not in found:
             raise DeployError(
-                f"what serves is not what {source} is: {digest}, logged {fetched.digest}",
-                hint="name the MLflow server where it was logged: MLFLOW_TRACKING_URI",
+                f"no replica of {name!r}, revision {revision_id}, tells the reference that it counts on",
+                hint="a server of an older mlopsnb does not: deploy it again",
             )
-        return _stored(fetched.path)
-
-
-def _stored(package: Path) -> DriftProfile | None:
-    if profiles.FILE not in manifest.read(package).files:
-        return None
-    return profiles.from_json((package / profiles.FILE).read_bytes())
+        if len(_kept) >= _MOST_KEPT:
+            _kept.clear()
+        _kept[digest] = found[digest]
+    return _kept[digest]

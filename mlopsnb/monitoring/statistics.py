@@ -19,8 +19,11 @@ Array = np.ndarray[Any, Any]
 EXACT_ROWS = 1000
 """Up to so many rows in both samples together the KS p-value is exact; its cost grows with their square."""
 
-MIN_EXPECTED = 5.0
-"""Levels that either side would hold fewer than so many times are merged (Cochran 1954)."""
+MIN_EXPECTED, LEAST_EXPECTED = 5.0, 1.0
+"""Levels that either side would hold fewer than so many times are merged: for a test, and for a distance (Cochran 1954)."""
+
+_DENSE = 20.0
+_MOST_SPARSE = 64  # so many are never met where fewer than `_DENSE` are expected
 
 
 def ks_statistic(x: Array, y: Array) -> float:
@@ -172,21 +175,21 @@ def stability_index(reference: Array, current: Array) -> float:
     return float(((p - q) * np.log(p / q)).sum())
 
 
-def merge_rare(reference: Array, current: Array) -> tuple[Array, Array]:
+def merge_rare(reference: Array, current: Array, least: float = MIN_EXPECTED) -> tuple[Array, Array]:
     """Return two rows of counts with the rare levels merged into one, the last.
 
-    A level is rare if either side would be expected to hold fewer than `MIN_EXPECTED` of it were both sides
+    A level is rare if either side would be expected to hold fewer than *least* of it were both sides
     alike. If all rare ones together still are, they join the smallest other level. Source: Cochran 1954.
     """
     a, b = np.asarray(reference, np.float64), np.asarray(current, np.float64)
     expected = (a + b) * (min(a.sum(), b.sum()) / max(a.sum() + b.sum(), 1.0))
-    kept = expected >= MIN_EXPECTED
+    kept = expected >= least
     rest = (float(a[~kept].sum()), float(b[~kept].sum()))
     rest_expected = float(expected[~kept].sum())
     a, b, expected = a[kept], b[kept], expected[kept]
     if sum(rest) == 0:
         return a, b
-    if rest_expected >= MIN_EXPECTED or not len(a):
+    if rest_expected >= least or not len(a):
         return np.append(a, rest[0]), np.append(b, rest[1])
     smallest = int(expected.argmin())
     a[smallest] += rest[0]
@@ -212,17 +215,45 @@ def chi_squared(reference: Array, current: Array) -> tuple[float, float]:
 def js_distance(reference: Array, current: Array) -> float:
     """Return the debiased Jensen-Shannon distance of two rows of counts (natural logarithm; 0 to 0.83).
 
-    The root of the divergence (Lin 1991), less what sampling alone adds to it, (k-1)(1/n+1/m)/8 for k levels met
-    (Grosse et al. 2002); without that many levels look like drift. Neither side may be all zero.
+    The root of the divergence (Lin 1991), less what sampling alone adds to it: its mean if all rows had been dealt to
+    the two sides by lot. Without that, many levels look like drift. For frequent levels it is (1/n+1/m)/8 each, one level
+    less than there are (Grosse et al. 2002); for rare ones it is summed up exactly, as merging them all would hide what
+    has moved among them. Those below `LEAST_EXPECTED` are merged. Neither side may be all zero.
     """
-    a, b = np.asarray(reference, np.float64), np.asarray(current, np.float64)
+    a, b = merge_rare(reference, current, LEAST_EXPECTED)
     n, m = float(a.sum()), float(b.sum())
-    met = (a + b) > 0
-    p, q = a[met] / n, b[met] / m
-    middle = (p + q) / 2
-    divergence = (relative_entropy(p, middle) + relative_entropy(q, middle)) / 2
-    bias = (len(p) - 1) * (1 / n + 1 / m) / 8
-    return math.sqrt(max(divergence - bias, 0.0))
+    divergence = float(_divergences(a, b, n, m).sum())
+    return math.sqrt(max(divergence - _divergence_by_lot(a + b, n, m), 0.0))
+
+
+def _divergences(a: Array, b: Array, n: float, m: float) -> Array:
+    """Return what each level, met *a* times in *n* rows and *b* times in *m*, adds to the divergence."""
+    p, q = a / n, b / m
+    middle = np.maximum((p + q) / 2, 1e-300)
+    # Where a share is zero so is its product with any logarithm.
+    return (p * np.log(np.maximum(p, 1e-300) / middle) + q * np.log(np.maximum(q, 1e-300) / middle)) / 2
+
+
+def _divergence_by_lot(totals: Array, n: float, m: float) -> float:
+    """Return the mean divergence of two samples of *n* and *m* rows that hold levels *totals* times, drawn by lot.
+
+    How often the smaller one gets a level is binomial, but for the last factor, by which its variance is that of
+    drawing without replacement.
+    """
+    few, many = min(n, m), max(n, m)
+    share, rest = few / (n + m), 1 - totals / (n + m)
+    dense = totals * share >= _DENSE
+    found = float(rest[dense].sum()) * (1 / n + 1 / m) / 8
+    if dense.all():
+        return found
+    sparse, which = np.unique(totals[~dense], return_inverse=True)
+    drawn = np.arange(_MOST_SPARSE + 1.0)
+    left = np.maximum(sparse[:, None] - drawn, 0.0)
+    # Each binomial chance from the one before; after all that there are it is 0.
+    steps = left[:, :-1] / drawn[1:] * (share / (1 - share))
+    chance = np.cumprod(np.hstack([(1 - share) ** sparse[:, None], steps]), axis=1)
+    means = (chance * _divergences(drawn, left, few, many)).sum(axis=1)
+    return found + float((means[which] * rest[~dense]).sum())
 
 
 def relative_entropy(p: Array, base: Array) -> float:

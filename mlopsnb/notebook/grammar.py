@@ -192,6 +192,11 @@ DEPLOY = Verb(
             help="memory to keep answers in for rows that come again; off if left out",
         ),
         Argument(
+            name="capture",
+            kind="float",
+            help="share of the requests whose rows are written to files, for labels to come; none if left out",
+        ),
+        Argument(
             name="fallback",
             kind="source",
             help="a smaller model of the same signature, which answers while this one cannot",

@@ -7,19 +7,17 @@ is one of ours: an error in the form of the path's protocol, and a request id. K
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import math
-import os
 import re
-import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from mlopsnb.errors import MlopsnbError
-from mlopsnb.serving import pages, protocols, tracecontext
+from mlopsnb.serving import pages, protocols
+from mlopsnb.serving.calls import Call, begin, is_check
 from mlopsnb.serving.counters import nothing
 from mlopsnb.serving.errors import BadRequest, DeadlineExceeded, Kind, NotCached, Overloaded, stack
 from mlopsnb.serving.requestlog import RequestLog, Sink
@@ -34,7 +32,7 @@ if TYPE_CHECKING:
     from mlopsnb.serving.payloads import PayloadLog
     from mlopsnb.serving.stages import Stage
     from mlopsnb.serving.tokens import Tokens
-    from mlopsnb.serving.tracing import RequestSpan, Tracing
+    from mlopsnb.serving.tracing import Tracing
     from mlopsnb.tensors import Array
 
 Scope = MutableMapping[str, Any]
@@ -55,38 +53,12 @@ REQUEST_TIMEOUT = 60.0
 """Seconds that a request may wait for the model, unless it says less."""
 
 UNKNOWN_CLIENT = "a bearer token of this server is needed, in the header authorization"
-_SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 _SECONDS = re.compile(rb"\d{1,6}(\.\d{1,6})?")
-_OUR_IDS = map(f"{os.urandom(8).hex()}{{:016x}}".format, itertools.count())
 _log = logging.getLogger("mlopsnb.serving")
 
 
 class _ClientLeft(Exception):
     """The client closed the connection before it had its answer."""
-
-
-class Call(msgspec.Struct):
-    """One request on its way. `rows` is known once the body was decoded.
-
-    `told` are headers that go with its answer beside those of every answer; `degraded` says why the fallback
-    answered, if it did. `trace` is the trace that it belongs to, if it does; `span` what we record of it there.
-    """
-
-    method: str
-    path: str
-    headers: dict[bytes, bytes]
-    request_id: str
-    started: float = msgspec.field(default_factory=time.perf_counter)
-    rows: int | None = None
-    told: tuple[tuple[bytes, bytes], ...] = ()
-    degraded: str = ""
-    trace: tracecontext.Trace | None = None
-    span: RequestSpan | None = None
-
-    @property
-    def seconds(self) -> float:
-        """How long it has been on its way."""
-        return time.perf_counter() - self.started
 
 
 def status_of(exc: Exception) -> int:
@@ -143,6 +115,7 @@ class App:
         self._name, self._version = name, version
         self.request_timeout = request_timeout
         self._metrics = engine.metrics
+        self._golden = engine.package.golden
         self._model_headers = [(b"x-model-name", name.encode()), (b"x-model-version", version.encode())]
         self.served = ServedModel(
             name=name,
@@ -183,11 +156,15 @@ class App:
             counted = self.counters.document() if self.counters else nothing(self._uncounted)
             return json_reply({**model, **counted})
 
+        def reference(ready: bool) -> Reply:
+            return Reply(200, self.counters.reference if self.counters else b"null")
+
         return {
             "/healthz": Route(show=live, public=True),
             "/ready": Route(show=ready, public=True),
             "/metrics": Route(negotiate=expose),
             "/profile": Route(show=profile),
+            "/profile/reference": Route(show=reference),
         }
 
     def drain(self) -> None:
@@ -314,6 +291,7 @@ class App:
             call.rows,
             call.degraded,
             call.trace,
+            check=call.check,
         )
         if call.span is not None:
             call.span.end(call, status)
@@ -325,7 +303,7 @@ class App:
             reply = await self._predicted(call, route, receive)
             status = reply.status
         finally:
-            self._metrics.finished(status, call.seconds)
+            self._count(call, status)
         return reply
 
     async def _predicted(self, call: Call, route: Route, receive: Receive) -> Reply:
@@ -380,6 +358,7 @@ class App:
             assert route.decode is not None
             request = route.decode(body, call.headers)
             call.rows = request.rows
+            call.check = is_check(call.headers, request.inputs, self._golden)
             return self.submit(
                 call, request.inputs, request.rows, done, deadline=deadline, loop=loop, at_once=alone
             )
@@ -395,14 +374,20 @@ class App:
 
     def finished(self, call: Call, status: int) -> None:
         """Count and log a prediction that came by the fast lane or by gRPC."""
-        self._metrics.finished(status, call.seconds)
+        self._count(call, status)
         self._write_log(call, status)
+
+    def _count(self, call: Call, status: int) -> None:
+        if call.check:
+            self._metrics.checked(status)
+        else:
+            self._metrics.finished(status, call.seconds)
 
     def told(
         self, call: Call, status: int, inputs: Mapping[str, Array], outcome: Mapping[str, Array] | Exception
     ) -> None:
         """Note what a prediction brought and what came of it, after its answer."""
-        if call.rows and not isinstance(outcome, Exception):
+        if call.rows and not call.check and not isinstance(outcome, Exception):
             if self.counters is not None:
                 self.counters.note(call.rows, inputs, outcome)
             if self._capture is not None:
@@ -482,16 +467,6 @@ def _advice(exc: Exception) -> tuple[tuple[bytes, bytes], ...]:
     if isinstance(exc, BadRequest) and exc.kind == "too large":
         return ((b"connection", b"close"),)  # the rest of the body is not read
     return ()
-
-
-def begin(method: str, path: str, headers: dict[bytes, bytes], fields: Iterable[tuple[bytes, bytes]]) -> Call:
-    """Return a request that has just come. *fields* are the headers as sent, of which *headers* has one a name."""
-    given = headers.get(b"x-request-id")
-    sane = given is not None and _SANE_ID.fullmatch(given)
-    call = Call(method, path, headers, sane.group().decode() if sane else next(_OUR_IDS))
-    if b"traceparent" in headers:
-        call.trace = tracecontext.accept(fields)
-    return call
 
 
 async def _until_gone(receive: Receive) -> None:

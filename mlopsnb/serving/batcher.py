@@ -56,7 +56,7 @@ class Job(msgspec.Struct, eq=False):
     """One request. `done` is called once, with its outputs or with what went wrong, unless it was cancelled.
 
     `deadline` and `arrived` are on the clock that the queue is told; `stamp` is when it came, on the clock that
-    times it, and `seconds` the time that the model took. The queue keeps the rest: `weight` and `nbytes` are what
+    times it, and `seconds` the time that the model took. A `check` is no traffic. The queue keeps the rest: `weight` and `nbytes` are what
     waits of it, `parts` the answers of its pieces by their first row, `answered` how many rows those have.
     """
 
@@ -73,6 +73,7 @@ class Job(msgspec.Struct, eq=False):
     parts: dict[int, Outputs] | None = None
     answered: int = 0
     span: Watcher | None = None
+    check: bool = False
 
 
 class Piece(msgspec.Struct, eq=False):

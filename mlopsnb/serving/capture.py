@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
     from mlopsnb.records import Signature, TensorSpec
-    from mlopsnb.serving.app import Call
+    from mlopsnb.serving.calls import Call
     from mlopsnb.tensors import Array
 
 FILE_BYTES = 16 << 20

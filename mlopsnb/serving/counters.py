@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlopsnb.profiles import DriftProfile, Feature, Tally, snapshot_document
+from mlopsnb.profiles import DriftProfile, Feature, Tally, snapshot_document, to_json
 from mlopsnb.serving.errors import stack
 from mlopsnb.serving.windows import KEEP_SECONDS
 from mlopsnb.tensors import STRING
@@ -278,6 +278,11 @@ class Counters:
             self._windows.add(taken.rows, taken.cells, taken.sums)
         except Exception as exc:  # noqa: BLE001  a server must not end for what it counts
             self._stop(exc)
+
+    @property
+    def reference(self) -> bytes:
+        """The profile that rows are counted on, for who compares and has no package: what /profile/reference tells."""
+        return to_json(self.profile).encode()
 
     def document(self) -> dict[str, object]:
         """Return what /profile tells: each window of the last day as `profiles.snapshot_document` has it."""

@@ -218,7 +218,8 @@ class Engine:
         in time. What is returned may be given to `cancel`.
         """
         self._loop = loop
-        job = Job(inputs, rows, done, deadline, loop.time(), time.perf_counter(), span=asker.span)
+        now = time.perf_counter()
+        job = Job(inputs, rows, done, deadline, loop.time(), now, span=asker.span, check=asker.check)
         if not self._queue.push(job):
             raise self._overloaded()
         if not self._takes_more():
@@ -318,9 +319,10 @@ class Engine:
 
     def _answer(self, batch: Batch, ran: Ran) -> None:
         """Give each request of *batch* what came of it."""
-        self.metrics.waited(ran.begin, [piece.job.stamp for piece in batch])
-        for rows, seconds in ran.calls:
-            self.metrics.ran(rows, seconds)
+        if stamps := [piece.job.stamp for piece in batch if not piece.job.check]:
+            self.metrics.waited(ran.begin, stamps)
+            for rows, seconds in ran.calls:
+                self.metrics.ran(rows, seconds)
         if not ran.joinable:
             self._stop_joining()
         rows = sum([p.stop - p.start for p in batch])

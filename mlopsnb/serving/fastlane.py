@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from uvicorn.protocols.http import httptools_impl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from mlopsnb.serving.app import CLIENT_LEFT, begin
+from mlopsnb.serving.app import CLIENT_LEFT
+from mlopsnb.serving.calls import begin
 from mlopsnb.serving.connections import BODY, HEAD, HEAD_BYTES, HEAD_FIELDS, IDLE, Connection, Door
 from mlopsnb.serving.routes import Reply
 

@@ -99,6 +99,8 @@ class Metrics:
         self._labels = {"model_name": name, "model_version": version}
         self._all_requests = counters.take(_CODES)
         self._requests = self._all_requests.own
+        self._all_checks = counters.take(_CODES)
+        self._checks = self._all_checks.own
         self._all_now = counters.take(2)
         self._now = self._all_now.own
         self._now[0] = self._now[1] = 0
@@ -123,6 +125,11 @@ class Metrics:
         self._now[0] -= 1
         self._requests[code] += 1
         self._duration.observe(seconds)
+
+    def checked(self, code: int) -> None:
+        """A proof of a deploy was answered with *code*: no traffic, so that rates and quantiles leave it out."""
+        self._now[0] -= 1
+        self._checks[code] += 1
 
     def note(self) -> None:
         """Note what is not counted here but looked up, for the workers beside us."""
@@ -153,13 +160,19 @@ class Metrics:
         )
         build.add_metric(values, {"version": __version__, "format": self.format})
         yield build
-        requests = CounterMetricFamily(
-            "mlopsnb_request", "Prediction requests by status code.", labels=[*names, "code"]
-        )
-        for code, count in enumerate(self._all_requests.total()):
-            if count:
-                requests.add_metric([*values, str(code)], count)
-        yield requests
+        for name, told, part in (
+            ("mlopsnb_request", "Prediction requests by status code.", self._all_requests),
+            (
+                "mlopsnb_check",
+                "Proofs of a deploy with the golden example, by status code.",
+                self._all_checks,
+            ),
+        ):
+            requests = CounterMetricFamily(name, told, labels=[*names, "code"])
+            for code, count in enumerate(part.total()):
+                if count:
+                    requests.add_metric([*values, str(code)], count)
+            yield requests
         self._now[1] = self.queue_rows()
         in_progress, queue_rows = self._all_now.total()
         for name, told, value in (

@@ -23,7 +23,7 @@ from mlopsnb.serving.requestlog import Clock, Gathered, Sink
 
 if TYPE_CHECKING:
     from mlopsnb.records import Signature, TensorSpec
-    from mlopsnb.serving.app import Call
+    from mlopsnb.serving.calls import Call
     from mlopsnb.tensors import Array
 
 MASKED = "***"

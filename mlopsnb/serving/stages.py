@@ -24,11 +24,12 @@ Done = Callable[[object, "Outputs | Exception"], None]
 class Asker(Protocol):
     """The request, as far as stages look at it and write on it.
 
-    `told` are headers for its answer; `degraded` says why the fallback answered.
+    `told` are headers for its answer; `degraded` says why the fallback answered. A `check` is no traffic.
     """
 
     told: tuple[Header, ...]
     degraded: str
+    check: bool
 
     @property
     def headers(self) -> Mapping[bytes, bytes]:

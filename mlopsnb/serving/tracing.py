@@ -24,8 +24,8 @@ from mlopsnb.serving.tracecontext import Trace
 from mlopsnb.version import __version__
 
 if TYPE_CHECKING:
-    from mlopsnb.serving.app import Call
     from mlopsnb.serving.batcher import Batch, Job
+    from mlopsnb.serving.calls import Call
     from mlopsnb.serving.model import Ran
 
 FLUSH_SECONDS = 3.0

@@ -145,7 +145,12 @@ class Process:
         mine = files.revision(revision.id)
         spare = revision.fallback and mine.fallback
         started = replace(
-            revision, package=mine.package, fallback=spare, grpc_port=grpc_port, state="starting"
+            revision,
+            package=mine.package,
+            fallback=spare,
+            captured=mine.captured if revision.capture else None,
+            grpc_port=grpc_port,
+            state="starting",
         )
         self._update(name, started)
         try:
@@ -292,7 +297,12 @@ class _Launch:
             *("--ready-fd", str(_CHILD_READY_FD), "--alive-fd", str(_CHILD_ALIVE_FD)),
             *(("--cache-bytes", str(self.revision.cache_bytes)) if self.revision.cache_bytes else ()),
             *(("--fallback", str(self.revision.fallback)) if self.revision.fallback else ()),
+            *self._capture(),
         ]
+
+    def _capture(self) -> tuple[str, ...]:
+        rate = self.revision.capture
+        return ("--capture", str(rate), "--capture-dir", str(self.files.captured)) if rate else ()
 
     def wait(self, timeout: float) -> None:
         """Return when the server says that it is ready; raise `NotReady` when it ends, fails or takes too long."""

@@ -55,6 +55,11 @@ class RevisionFiles:
         return self.root / "profile"
 
     @property
+    def captured(self) -> Path:
+        """Where its server writes the rows that it was asked, if it does."""
+        return self.root / "captured"
+
+    @property
     def log(self) -> Path:
         """What its server wrote to its standard output and error; a full file becomes `server.log.1`."""
         return self.root / "server.log"

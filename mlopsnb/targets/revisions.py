@@ -9,7 +9,7 @@ from typing import Any
 
 from mlopsnb.records import Origin, Revision, Workload
 
-_PATHS = ("package", "fallback")
+_PATHS = ("package", "fallback", "captured")
 
 
 def plain(revision: Revision) -> dict[str, Any]:

@@ -24,12 +24,12 @@ EXPORT = "artifact = %export model --example X\nartifact"
 
 # A revision that runs and has no traffic yet, for as long as the test wants.
 WAITING = """import threading
-from mlopsnb import deployment
+from mlopsnb import checking
 from mlopsnb.events import report_line
 def waiting(*_):
     report_line("check", "asking <revision 2>")
     threading.Event().wait(600)
-real, deployment._check = deployment._check, waiting"""
+real, checking.check = checking.check, waiting"""
 DEPLOY = "%deploy artifact --name lab"
 AFTER = "print('serves revision', dep.revision, tuple(dep.predict(X).shape))"
 FAILING = "%deploy artifact --name '<img src=x onerror=alert(1)>'"

@@ -136,7 +136,8 @@ def figures_under_load(dep, codes):
     assert figures["cpu_cores"] > 0
     assert figures["memory_mb"] > 10
     assert figures["replicas"] == 1
-    assert figures["requests"] < revision.total.counts.requests <= len(codes) + 2  # and the golden example
+    # One more may be on its way; the proof with the golden example is not among them.
+    assert figures["requests"] < revision.total.counts.requests <= len(codes) + 1
     assert len(revision.points) >= 2
     assert "requests a second" in str(traffic)
     assert traffic._repr_html_().count("<svg") >= 8

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlopsnb.records import Signature, TensorSpec
-from mlopsnb.serving.app import begin
 from mlopsnb.serving.caching import Cached, Wish, read_wish
+from mlopsnb.serving.calls import begin
 from mlopsnb.serving.errors import BadRequest, DeadlineExceeded, ModelFailure, NotCached, Overloaded
 from mlopsnb.serving.tuning import Options
 

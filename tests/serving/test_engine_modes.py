@@ -10,7 +10,7 @@ import pytest
 import uvloop
 
 from mlopsnb.records import Signature, TensorSpec
-from mlopsnb.serving.app import begin
+from mlopsnb.serving.calls import begin
 from mlopsnb.serving.errors import BadRequest, DeadlineExceeded, ModelFailure, Overloaded
 from mlopsnb.serving.tuning import Options
 

@@ -11,6 +11,7 @@ MODEL = {"model_name": "affine", "model_version": "1"}
 TYPES = {
     "mlopsnb_batch_size": "histogram",
     "mlopsnb_build_info": "gauge",
+    "mlopsnb_check": "counter",
     "mlopsnb_model_seconds": "histogram",
     "mlopsnb_queue_rows": "gauge",
     "mlopsnb_queue_seconds": "histogram",

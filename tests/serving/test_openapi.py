@@ -112,7 +112,7 @@ def test_the_document_tells_every_path_and_its_examples_are_answered(served):
         ),
     ]
     others = ["/v2", "/v2/health/live", "/v2/health/ready", "/invocations", "/ping", "/health", "/version"]
-    operations = ["/healthz", "/ready", "/metrics", "/profile"]
+    operations = ["/healthz", "/ready", "/metrics", "/profile", "/profile/reference"]
     assert sorted(described["paths"]) == sorted([*by_protocol, *others, *operations])
     assert {p: served.get(p).status for p, o in described["paths"].items() if "get" in o} == {
         p: 200 for p, o in described["paths"].items() if "get" in o

@@ -11,7 +11,7 @@ import pytest
 
 from mlopsnb.records import Signature, TensorSpec
 from mlopsnb.serving import v2
-from mlopsnb.serving.app import begin
+from mlopsnb.serving.calls import begin
 from mlopsnb.serving.errors import BadOption, BadRequest
 from mlopsnb.serving.payloads import PayloadLog, check_mask
 

@@ -13,9 +13,10 @@ import numpy as np
 import psutil
 import pytest
 
-from mlopsnb import profiles
+from mlopsnb import manifest, profiles
 from mlopsnb.profiles import DriftProfile, Feature
 from mlopsnb.serving import v2, windows
+from mlopsnb.serving.calls import CHECK_HEADER
 from mlopsnb.serving.rpc.messages import SERVICE, message
 
 WAIT_SECONDS = 60
@@ -109,6 +110,39 @@ def test_every_way_in_is_counted(serve, with_reference, body, cache):
         assert sum(runtime.samples("mlopsnb_model_seconds_count").values()) < 6
 
 
+def test_the_proof_of_a_deploy_is_no_traffic_and_nobody_hides_rows_behind_it(serve, with_reference, body):
+    package = with_reference()
+    golden, _ = manifest.read_example(package)
+    runtime = serve(package, "--port", "0", "--workers", "1")
+    marked = {CHECK_HEADER: "golden"}
+    raw, length = v2.encode_binary_request(golden)
+    binary = {"inference-header-content-length": str(length)}
+    assert runtime.infer(raw, binary | marked).status == 200
+    as_json = {"content-type": "application/json", **marked}
+    for path in (PATH, f"{PATH}?past=the-fast-lane"):
+        assert runtime.request("POST", path, v2.encode_request(golden), as_json).status == 200
+    assert runtime.get("/profile").json()["windows"] == []
+    assert [*runtime.samples("mlopsnb_check_total").values()] == [3]
+    counts = ("mlopsnb_request_total", "mlopsnb_request_duration_seconds_count", "mlopsnb_batch_size_count")
+    assert [sum(runtime.samples(name).values()) for name in counts] == [0, 0, 0]
+    assert sum(runtime.samples("mlopsnb_queue_seconds_count").values()) == 0
+    assert sum(runtime.samples("mlopsnb_request_in_progress").values()) == 0
+    # The example without the header, and other rows with it, are traffic.
+    assert runtime.infer(raw, binary).status == 200
+    assert runtime.infer(body([[1, 2, 3, 40]]), marked).status == 200
+    assert rows(runtime) == len(golden["x"]) + 1
+    assert [sum(runtime.samples(name).values()) for name in counts] == [2, 2, 2]
+    assert runtime.stop() == 0
+    predictions = [line for line in map(json.loads, runtime.log_lines) if line["path"].endswith("/infer")]
+    assert [line.get("check", False) for line in predictions] == [True, True, True, False, False]
+
+
+def test_the_reference_is_told_to_who_compares(serve, with_reference):
+    runtime = serve(with_reference(), "--port", "0", "--workers", "1")
+    told = profiles.from_json(runtime.get("/profile/reference").body)
+    assert (told, told.digest) == (PROFILE, runtime.get("/profile").json()["profile"])
+
+
 def test_what_failed_is_not_counted_and_what_cannot_be_is_named(serve, with_reference, body):
     runtime = serve(with_reference(), "--port", "0", "--workers", "1")
     assert runtime.infer(body([[1, 2, 3, 4], [666, 0, 0, 0]])).status == 422
@@ -154,6 +188,7 @@ def test_a_package_without_a_reference_says_so(served, body):
         "windows": [],
     }
     assert served.samples("mlopsnb_feature") == {}
+    assert served.get("/profile/reference").json() is None
 
 
 def test_a_newer_profile_keeps_no_server_from_serving(serve, make_package, add_reference, body):
@@ -238,4 +273,4 @@ def test_the_profile_needs_a_token_where_one_is_asked_for(serve, with_reference,
     tokens.write_text("a-long-enough-token-of-the-test\n")
     tokens.chmod(0o600)
     runtime = serve(with_reference(), "--port", "0", "--workers", "1", "--token-file", tokens)
-    assert runtime.get("/profile").status == 401
+    assert [runtime.get(path).status for path in ("/profile", "/profile/reference")] == [401, 401]

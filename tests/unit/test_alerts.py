@@ -7,6 +7,7 @@ import math
 import shutil
 import socketserver
 import subprocess
+import sys
 import threading
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,6 +24,8 @@ from mlopsnb.errors import DeployError, UserError
 from mlopsnb.monitoring import promql, rules, sinks
 from mlopsnb.monitoring.alerts import REPEAT, Alert, Board, Notice, parse
 from mlopsnb.monitoring.counting import FIGURES
+from mlopsnb.monitoring.performance import PerformanceReport, Span
+from mlopsnb.monitoring.retraining import retrain
 
 ALERT = parse("severe: error_rate>0.05 for 10s")
 GOOD, BAD = window(100), window(80, errors=20)
@@ -154,6 +157,7 @@ def test_a_webhook_is_tried_again_until_it_takes_the_notice():
         "figures": {"error_rate": 0.2, "p99_ms": None},
         "since": 0.0,
         "at": 60.0,
+        "trouble": "",
         "text": NOTICE.text,
     }
 
@@ -209,10 +213,10 @@ def test_an_email_without_a_server_is_told():
 def watched(monkeypatch):
     """Watch a made-up target, whose traffic goes on by a second with each look; returns the watcher."""
 
-    def start(target, *given, sinks=(), looks=5):
+    def start(target, *given, sinks=(), looks=5, performance=None):
         monkeypatch.setattr(plugins, "create", lambda kind, name: target)
         dep = SimpleNamespace(name="m", target="busy")
-        watcher = watching.watch(dep, given, sinks=sinks, every=0.001, start=False)
+        watcher = watching.watch(dep, given, sinks=sinks, every=0.001, performance=performance, start=False)
         ask = target.observe
 
         def observe(name):
@@ -265,8 +269,60 @@ def test_a_target_that_cannot_be_asked_is_noted_and_asked_again(watched, monkeyp
 def test_drift_that_cannot_be_told_is_noted_once_and_the_other_alerts_go_on(watched):
     target = Busy({1: {"rate": 5, "errors": 5}})
     watcher = watched(target, "drifted_features>0", "severe: error_rate>0.1")
-    assert watcher.troubles == ["the package of 'm', revision 1, is only in its image"]
+    assert watcher.troubles == ["no replica of 'm', revision 1, tells what it has counted"]
     assert [n.alert.severity for n in watcher.notices] == ["severe"]
+
+
+def report(**metrics):
+    whole = {"accuracy": metrics.pop("accuracy")}
+    spans = (Span(name="1", rows=10, labelled=10, realised=whole), Span(name="2", rows=3, labelled=3))
+    return PerformanceReport(spans=spans, baseline=whole, limits=whole)
+
+
+def test_a_watch_tells_of_the_performance_that_it_is_told(watched):
+    told = iter([0.95, 0.95, 0.8, 0.7, 0.95, 0.95])
+    watcher = watched(
+        Busy({1: {"rate": 5}}), "severe: accuracy<0.9", performance=lambda: report(accuracy=next(told))
+    )
+    assert [(n.status, n.figures["accuracy"]) for n in watcher.notices] == [
+        ("firing", 0.8),
+        ("resolved", 0.95),
+    ]
+
+
+def test_performance_that_cannot_be_told_is_noted_and_the_other_alerts_go_on(watched):
+    def broken():
+        raise OSError("no labels today")
+
+    watcher = watched(Busy({1: {"rate": 5, "errors": 5}}), "error_rate>0.1", "f1<0.5", performance=broken)
+    assert watcher.troubles == ["the performance cannot be told: no labels today"]
+    assert [str(n.alert.rule) for n in watcher.notices] == ["error_rate > 0.1"]
+
+
+def test_performance_is_for_a_watch_that_is_told_of_it():
+    alert = parse("severe: accuracy<0.9")
+    assert alert.fires(replace(GOOD, performance={"accuracy": 0.8}))
+    assert not alert.fires(GOOD)
+    with pytest.raises(UserError, match="is on the model's performance, which nobody tells"):
+        watching.watch(SimpleNamespace(name="m", target="busy"), [alert])
+    with pytest.raises(UserError, match="Prometheus is not told how well the model does"):
+        promql.alerting_rules("m", [alert])
+
+
+def test_a_sink_whose_work_fails_later_is_told_to_the_others(watched):
+    told = []
+    hook = retrain([sys.executable, "-c", "raise SystemExit('no data')"])
+
+    def wait_for(notice):
+        begun = hook(notice)
+        if begun is not None:
+            begun.exception()
+        return begun
+
+    watcher = watched(Busy({1: {"rate": 5, "errors": 5}}), "error_rate>0.1", sinks=[wait_for, told.append])
+    assert watcher.troubles == [f"a sink failed: {sys.executable} ended with 1: no data"]
+    assert sorted(n.trouble[-7:] for n in told) == ["", "no data"]
+    assert "; what was begun about it failed: " in max(told, key=lambda n: n.trouble).text
 
 
 def test_drift_is_for_a_watch_alone():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ import pytest
 from mlopsnb import cli, deployment
 from mlopsnb.cleaning import Cleanup
 from mlopsnb.errors import DeployError, GateRejected, UserError
+from mlopsnb.monitoring.retraining import Retrain
 from mlopsnb.notebook.grammar import VERBS
 
 
@@ -158,6 +159,26 @@ def test_wrong_calls_are_told(words, told, capsys):
         cli.main(words.split())
     assert caught.value.code == 2
     assert told in capsys.readouterr().err
+
+
+def test_a_watch_is_told_of_performance_and_trains_again(handle, monkeypatch, tmp_path):
+    """What is written down becomes what `ml.watch` takes; a job of one look trains nothing."""
+    place = tmp_path / "known.csv"
+    place.write_text("labels,scores\n0,0.1\n1,0.8\n")
+    seen = {}
+
+    def watch(dep, rules, **options):
+        seen.update(options, rules=[str(rule) for rule in rules])
+        return SimpleNamespace(run=lambda looks: None, troubles=[], firing=())
+
+    monkeypatch.setattr("mlopsnb.watching.watch", watch)
+    words = ["watch", "m", "--alert", "accuracy<0.9", "--labels", "l.csv", "--reference", str(place)]
+    assert cli.main([*words, "--retrain", "papermill 'my train.ipynb' out.ipynb"]) == 0
+    assert seen["rules"] == ["warning: accuracy < 0.9"]
+    assert isinstance(seen["sinks"][-1], Retrain)
+    assert seen["performance"].args == ("l.csv",)
+    assert list(seen["performance"].keywords["reference"]) == ["labels", "scores"]
+    assert cli.main([*words, "--once", "--retrain", "x"]) == 2
 
 
 def test_every_verb_has_help(capsys):

@@ -143,6 +143,28 @@ def test_js_distance_known_answers():
     assert st.js_distance(a * many, b * many) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize(("n", "m"), [(3000, 3000), (3000, 300), (400, 3000)])
+def test_what_sampling_alone_adds_is_the_mean_over_deals_by_lot(n, m):
+    totals = np.repeat([1, 2, 3, 5, 9, 20, 60], [200, 100, 60, 40, 20, 10, 5])
+    totals = np.append(totals, n + m - totals.sum())
+    dealt = np.random.default_rng(0).multivariate_hypergeometric(totals, m, size=3000, method="marginals")
+    means = [st._divergences(totals - one, one, n, m).sum() for one in dealt.astype(float)]
+    assert st._divergence_by_lot(totals.astype(float), n, m) == pytest.approx(np.mean(means), rel=0.02)
+
+
+def test_drift_among_rare_levels_is_measured_as_what_it_is():
+    """Of 1,000 levels most are met a few times; half of them become twice as frequent as the others."""
+    rng = np.random.default_rng(1)
+    before, now = np.full(1000, 1e-3), np.tile([2 / 3, 4 / 3], 500) * 1e-3
+    expected = np.sqrt(
+        (stats.entropy(before, (before + now) / 2) + stats.entropy(now, (before + now) / 2)) / 2
+    )
+    found = [st.js_distance(rng.multinomial(5000, before), rng.multinomial(5000, now)) for _ in range(20)]
+    assert np.mean(found) == pytest.approx(expected, rel=0.06)
+    alike = [st.js_distance(rng.multinomial(5000, before), rng.multinomial(5000, before)) for _ in range(20)]
+    assert max(alike) < 0.75 * expected
+
+
 def test_many_levels_are_no_drift_once_debiased():
     rng = np.random.default_rng(0)
     a, b = (np.bincount(rng.integers(0, 500, 5000), minlength=500) for _ in range(2))

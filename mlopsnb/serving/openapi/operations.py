@@ -163,11 +163,13 @@ def _operations() -> Part:
     forms = {"text/plain": text, "application/openmetrics-text": text}
     metrics = ok("Metrics in Prometheus' text format, or in OpenMetrics if that is asked for.", forms)
     profile = ok("The counters of each window of the last day.", {_JSON: _ref("Profile")})
+    reference = ok("The reference profile; null if the package has none.", {_JSON: _ref("ReferenceProfile")})
     return {
         "/healthz": _get("healthz", OPERATIONS, "Is the process alive?", ok("It is.", {_JSON: _ref("Live")})),
         "/ready": _get("process_ready", OPERATIONS, "Should requests come here?", _ready("They should.")),
         "/metrics": _get("metrics", OPERATIONS, "Count requests, rows and seconds", metrics),
         "/profile": _get("profile", OPERATIONS, "Count rows on the bins of the reference profile", profile),
+        "/profile/reference": _get("reference", OPERATIONS, "Tell the reference profile", reference),
     }
 
 
@@ -243,6 +245,10 @@ def _about() -> Part:
         "Live": _object({"live": {"const": True}}),
         "Ready": _object({"name": _TEXT, "ready": truth}),
         "Profile": _profile(),
+        "ReferenceProfile": {
+            "type": ["object", "null"],
+            "description": "`reference.json` of the package: bins, counts and levels of each feature.",
+        },
         "Model": _object(
             {
                 "name": _TEXT,

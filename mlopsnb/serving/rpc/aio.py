@@ -13,7 +13,7 @@ from mlopsnb.serving.app import UNKNOWN_CLIENT
 from mlopsnb.serving.rpc import security
 
 if TYPE_CHECKING:
-    from mlopsnb.serving.app import Call
+    from mlopsnb.serving.calls import Call
     from mlopsnb.serving.rpc.service import Service, Trailing
     from mlopsnb.serving.tokens import Tokens
 

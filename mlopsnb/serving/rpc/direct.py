@@ -29,7 +29,7 @@ except ImportError:  # a grpcio that is built otherwise: `surprises` says so
     cygrpc = None
 
 if TYPE_CHECKING:
-    from mlopsnb.serving.app import Call
+    from mlopsnb.serving.calls import Call
     from mlopsnb.serving.rpc.service import Service, Trailing
     from mlopsnb.serving.tokens import Tokens
 

@@ -20,15 +20,17 @@ from google.protobuf.message import DecodeError
 
 from mlopsnb.errors import MlopsnbError, UserError
 from mlopsnb.serving import v2
-from mlopsnb.serving.app import CLIENT_LEFT, UNKNOWN_CLIENT, begin, status_of
+from mlopsnb.serving.app import CLIENT_LEFT, UNKNOWN_CLIENT, status_of
+from mlopsnb.serving.calls import begin
 from mlopsnb.serving.errors import BadRequest, Overloaded, stack
 from mlopsnb.serving.protocols.open_inference import server_metadata
 from mlopsnb.serving.rpc.codec import Codec
 from mlopsnb.serving.rpc.messages import HEALTH, NOT_SERVING, SERVICE, SERVING, message
 
 if TYPE_CHECKING:
-    from mlopsnb.serving.app import App, Call
+    from mlopsnb.serving.app import App
     from mlopsnb.serving.batcher import Outputs
+    from mlopsnb.serving.calls import Call
     from mlopsnb.serving.v2 import InferRequest
 
 INFER = f"/{SERVICE}/ModelInfer"
