@@ -127,6 +127,7 @@ def deploy(
     expose: str = "cluster",
     host: str = "",
     network_policy: bool = False,
+    platform: str = "kubernetes",
     ttl: float | str | None = None,
     strategy: str | None = None,
     canary: int | Sequence[int] | str | None = None,
@@ -167,6 +168,7 @@ def deploy(
         expose: how clients outside reach it: `cluster`, `nodeport`, `loadbalancer`, `ingress` or `gateway`; *host* is
             the name for the last two.
         network_policy: let in only what the cluster's policies allow.
+        platform: what serves it on a cluster: `kubernetes`, which needs nothing more, or `kserve`.
         ttl: how long it may stay before a clean-up removes it: seconds, or `"7d"`.
         strategy: `rolling` (the default), `blue-green` or `canary`.
         canary: the canary's shares of the traffic in percent. `10` stays there until `promote()` or `rollback()`;
@@ -205,6 +207,7 @@ def deploy(
         expose=expose,
         host=host,
         network_policy=network_policy,
+        platform=platform,
         ttl=ttl,
     )
     workloads.check(workload, backend.takes(), chosen.target)
@@ -220,6 +223,7 @@ def deploy(
         **servers.read(env=env, port=port, grpc_port=grpc_port, cache_bytes=cache_bytes, workers=workers),
     )
     delivery = backend.delivery()
+    backend.check(name, draft)
     spare = _found_fallback(fallback, delivery, chosen.target)
     if dry_run:
         return _plan(backend, name, draft, how, Cargo(source=_describe(what), digest=""))
