@@ -128,6 +128,7 @@ def deploy(
     expose: str = "cluster",
     host: str = "",
     network_policy: bool = False,
+    platform: str = "kubernetes",
     ttl: float | str | None = None,
     strategy: str | None = None,
     canary: int | Sequence[int] | str | None = None,
@@ -170,6 +171,7 @@ def deploy(
         expose: how clients outside reach it: `cluster`, `nodeport`, `loadbalancer`, `ingress` or `gateway`; *host* is
             the name for the last two.
         network_policy: let in only what the cluster's policies allow.
+        platform: what serves it on a cluster: `kubernetes`, which needs nothing more, or `kserve`.
         ttl: how long it may stay before a clean-up removes it: seconds, or `"7d"`.
         strategy: `rolling` (the default), `blue-green` or `canary`.
         canary: the canary's shares of the traffic in percent. `10` stays there until `promote()` or `rollback()`;
@@ -208,6 +210,7 @@ def deploy(
         expose=expose,
         host=host,
         network_policy=network_policy,
+        platform=platform,
         ttl=ttl,
     )
     workloads.check(workload, backend.takes(), chosen.target)
@@ -231,6 +234,7 @@ def deploy(
     )
     delivery = backend.delivery()
     _check_capture(draft, delivery, chosen.target)
+    backend.check(name, draft)
     spare = _found_fallback(fallback, delivery, chosen.target)
     if dry_run:
         return _plan(backend, name, draft, how, Cargo(source=_describe(what), digest=""))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from mlopsnb.images.image import Destination, Image
     from mlopsnb.images.plan import ImagePlan
-    from mlopsnb.records import Artifact, ModelVersion, Release, Signature
+    from mlopsnb.records import Artifact, ModelVersion, Release, Revision, Signature
     from mlopsnb.rollout import Action
     from mlopsnb.tensors import Example
 
@@ -126,8 +126,12 @@ class Target(Protocol):
         """Name the fields of `Workload` that it gives a revision; what asks for others is refused beforehand."""
         ...
 
-    def splits(self) -> bool:
-        """Say whether `Shift` can give shares of the traffic to several revisions at a time."""
+    def check(self, name: str, draft: Revision) -> None:
+        """Raise `UserError` or `DeployError` if *draft*, of which nothing is built yet, cannot be served under *name*."""
+        ...
+
+    def splits(self, name: str) -> bool:
+        """Say whether `Shift` can give shares of the traffic of *name* to several revisions at a time."""
         ...
 
     def observe(self, name: str) -> Release:

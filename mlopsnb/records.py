@@ -115,7 +115,8 @@ class Workload:
 
     `cpu` is in cores, `memory` in bytes, `ttl` in seconds after which a clean-up may remove the deployment.
     With `min_replicas` and `max_replicas` the target scales by itself between the two. Of `secrets` and `config_maps`
-    only the names are here: their keys become environment variables. `expose` says how clients outside reach it.
+    only the names are here: their keys become environment variables. `expose` says how clients outside reach it,
+    `platform` what serves it there: Kubernetes' own objects, or KServe.
     """
 
     replicas: int = 1
@@ -131,6 +132,7 @@ class Workload:
     expose: Literal["cluster", "nodeport", "loadbalancer", "ingress", "gateway"] = "cluster"
     host: str = ""
     network_policy: bool = False
+    platform: Literal["kubernetes", "kserve"] = "kubernetes"
     ttl: int | None = None
 
 

@@ -51,9 +51,9 @@ class Strategy:
         """Raise `UserError` if *target*, which is of this *kind*, cannot do it, or if a canary is under way already."""
         if self.name != "canary":
             return
-        if not target.splits():
+        if not target.splits(name):
             raise UserError(
-                f"target {kind!r} gives all traffic to one revision; it cannot run a canary beside it",
+                f"target {kind!r} gives all traffic of {name!r} to one revision; it cannot run a canary beside it",
                 hint="a gate after the switch works there: gate=… with strategy='rolling' or 'blue-green'",
             )
         now = target.observe(name)

@@ -28,7 +28,9 @@ _HOST = re.compile(
 _TAINT = re.compile(
     r"(?P<key>[\w./-]+)(=(?P<value>[\w.-]*))?(:(?P<effect>NoSchedule|PreferNoSchedule|NoExecute))?"
 )
-_EXPOSES: tuple[str, ...] = get_args(get_type_hints(Workload, vars(records) | {"Mapping": Mapping})["expose"])
+_HINTS = get_type_hints(Workload, vars(records) | {"Mapping": Mapping})
+_EXPOSES: tuple[str, ...] = get_args(_HINTS["expose"])
+_PLATFORMS: tuple[str, ...] = get_args(_HINTS["platform"])
 _TOLERATION = ("key", "operator", "value", "effect", "tolerationSeconds")
 
 
@@ -47,6 +49,7 @@ def read(
     expose: object = "cluster",
     host: object = "",
     network_policy: object = False,
+    platform: object = "kubernetes",
     ttl: object = None,
 ) -> Workload:
     """Read the parameters of `deploy` that have these names; `UserError` says of which one what is wrong.
@@ -68,6 +71,7 @@ def read(
         tolerations=tuple(_toleration(one) for one in _several("tolerations", tolerations)),
         **_exposure(expose, host),
         network_policy=_flag("network_policy", network_policy),
+        platform=_platform(platform, expose, network_policy),
         ttl=None if ttl is None else _span(ttl),
     )
 
@@ -189,6 +193,21 @@ def _exposure(expose: object, host: object) -> dict[str, Any]:
             f"host={host!r} needs a way in that knows names", hint="expose='ingress' or 'gateway'"
         )
     return {"expose": expose, "host": host}
+
+
+def _platform(platform: object, expose: object, network_policy: object) -> Any:
+    if platform not in _PLATFORMS:
+        raise UserError(
+            f"platform must be one of {', '.join(_PLATFORMS)}; found {platform!r}",
+            hint=nearest(str(platform), _PLATFORMS),
+        )
+    own = [("expose", expose != "cluster"), ("network_policy", bool(network_policy))]
+    if platform == "kserve" and (asked := [name for name, is_asked in own if is_asked]):
+        raise UserError(
+            f"platform='kserve' takes no {' and no '.join(asked)}: how a model is reached is KServe's",
+            hint="leave it out; the administrator of KServe says what its addresses are",
+        )
+    return platform
 
 
 def _flag(name: str, value: object) -> bool:

@@ -43,12 +43,33 @@ def _no_client(name: str) -> str:
     return f"no .venv/{name}; .ci/run shows how it is made"
 
 
+SURROUNDINGS = {
+    name: value
+    for name, value in os.environ.items()
+    if name.startswith("MLOPSNB_TEST_") or name in ("MLOPSNB_BASE_IMAGE", "MLOPSNB_REQUIRE")
+}
+"""What tests are told of the machine: MLOPSNB_TEST_REGISTRY (HOST:PORT), MLOPSNB_TEST_CONTEXT, MLOPSNB_BASE_IMAGE, ….
+
+The base image is a setting as well, and no test shall see that one.
+"""
+
+
+def _no_devcluster() -> str:
+    """Say why the cluster is not one that tests may break: it has to be this machine's own, made for them."""
+    if "MLOPSNB_TEST_DEVCLUSTER" not in SURROUNDINGS:
+        return "no MLOPSNB_TEST_DEVCLUSTER: the cluster is not one that tests/devcluster has made for them"
+    server = ("config", "view", "--minify", "--output=jsonpath={.clusters[0].cluster.server}")
+    found = subprocess.run(["kubectl", *server], capture_output=True, text=True, timeout=30, check=False)
+    return "" if found.stdout == "https://127.0.0.1:6443" else "kubectl's current context is another cluster"
+
+
 __all__ = ["fresh", "image_place", "parts", "served"]
 
 MISSING = {
     "browser": _no_browser,
     "cluster": cache(lambda: _silent("kubectl", "get", "--raw", "/readyz")),
     "fuzz": lambda: "" if importlib.util.find_spec("atheris") else "the package atheris is not installed",
+    "devcluster": cache(_no_devcluster),
     "engine": cache(lambda: _silent("docker", "version")),
     "kserve": partial(_no_client, "kserve"),
     "sigstore": lambda: (
@@ -104,17 +125,6 @@ def pytest_runtest_setup(item):
     for marker in MISSING.keys() & {m.name for m in item.iter_markers()}:
         if reason := MISSING[marker]():
             pytest.skip(f"{marker}: {reason}")
-
-
-SURROUNDINGS = {
-    name: value
-    for name, value in os.environ.items()
-    if name.startswith("MLOPSNB_TEST_") or name in ("MLOPSNB_BASE_IMAGE", "MLOPSNB_REQUIRE")
-}
-"""What tests are told of the machine: MLOPSNB_TEST_REGISTRY (HOST:PORT), MLOPSNB_TEST_CONTEXT, MLOPSNB_BASE_IMAGE.
-
-The base image is a setting as well, and no test shall see that one.
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -179,6 +189,13 @@ def admin_context():
     if reason := _silent("kubectl", *(("--context", context) if context else ()), "auth", "can-i", "*", "*"):
         pytest.skip(f"MLOPSNB_TEST_CONTEXT is not an administrator's: {reason}")
     return context
+
+
+@pytest.fixture(scope="session")
+def devcluster():
+    """What starts and kills parts of the tests' own cluster; for tests of the marker of that name."""
+    command = SURROUNDINGS["MLOPSNB_TEST_DEVCLUSTER"]
+    return lambda *words: subprocess.run([command, *words], capture_output=True, check=True, timeout=240)
 
 
 @pytest.fixture

@@ -37,6 +37,7 @@ PLURALS: Mapping[str, str] = {
     "Gateway": "gateways",
     "HTTPRoute": "httproutes",
     "HorizontalPodAutoscaler": "horizontalpodautoscalers",
+    "InferenceService": "inferenceservices",
     "Ingress": "ingresses",
     "NetworkPolicy": "networkpolicies",
     "Node": "nodes",

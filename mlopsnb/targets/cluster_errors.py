@@ -43,8 +43,11 @@ class Forbidden(DeployError):
         who = repr(user) if user else "you"
         where = f"in namespace {namespace!r}" if namespace else "in the whole cluster"
         name = f"{user or 'USER'}-edit".replace(":", "-")
+        group = resource.partition(".")[2]
         role = (
-            f"kubectl create rolebinding {name} --clusterrole=edit --user={user or 'USER'} --namespace={namespace}"
+            f"a Role with --verb={verb} --resource={resource}, and its RoleBinding: the role edit knows no {group}"
+            if group.count(".") > 1 and not group.startswith("networking.k8s.io")
+            else f"kubectl create rolebinding {name} --clusterrole=edit --user={user or 'USER'} --namespace={namespace}"
             if namespace
             else f"a ClusterRole that allows to {verb} {resource}"
         )

@@ -30,11 +30,15 @@ _RELEASE, _REVISION = "release", "revision-"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A revision, the objects that it was made of, and the end of its log if it failed."""
+    """A revision, the objects that it was made of, and the end of its log if it failed.
+
+    `served_as` is what the platform that runs it calls it, if that has names of its own.
+    """
 
     revision: Revision
     manifests: Sequence[Mapping[str, Any]] = ()
     log: Sequence[str] = ()
+    served_as: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +59,17 @@ class State:
         if entry is None:
             return self
         return self.with_entry(replace(entry, revision=replace(entry.revision, **changes)))
+
+    def with_failed(self, revision_id: int, lines: Sequence[str]) -> State:
+        """Return the state with a revision that failed, and what it wrote last."""
+        state = self.with_revision(revision_id, state="failed")
+        entry = state.entries.get(revision_id)
+        return state.with_entry(replace(entry, log=tuple(lines) or entry.log)) if entry else state
+
+    def with_served_as(self, revision_id: int, served_as: str) -> State:
+        """Return the state with what the platform calls a revision."""
+        entry = self.entries.get(revision_id)
+        return self.with_entry(replace(entry, served_as=served_as)) if entry else self
 
     def bounded(self) -> State:
         """Return the state without the oldest revisions, if there are too many; those with traffic stay."""
@@ -137,7 +152,12 @@ def names(cluster: Cluster) -> set[str]:
 def _plain(entry: Entry) -> dict[str, Any]:
     # Where the package lay on the machine that deployed says nothing to anybody else.
     kept = replace(entry.revision, package=None, fallback=None)
-    return {"revision": plain(kept), "manifests": list(entry.manifests), "log": list(entry.log)}
+    return {
+        "revision": plain(kept),
+        "manifests": list(entry.manifests),
+        "log": list(entry.log),
+        **({"served_as": entry.served_as} if entry.served_as else {}),
+    }
 
 
 def _parsed(data: Mapping[str, str]) -> State:
@@ -151,7 +171,10 @@ def _parsed(data: Mapping[str, str]) -> State:
 
 def _entry(data: Mapping[str, Any]) -> Entry:
     return Entry(
-        revision=restored(data["revision"]), manifests=data["manifests"], log=tuple(data.get("log", ()))
+        revision=restored(data["revision"]),
+        manifests=data["manifests"],
+        log=tuple(data.get("log", ())),
+        served_as=data.get("served_as", ""),
     )
 
 

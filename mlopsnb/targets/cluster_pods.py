@@ -13,13 +13,14 @@ from urllib.parse import urlencode
 from mlopsnb.errors import DeployError
 from mlopsnb.targets.asking import get
 from mlopsnb.targets.forwarding import Forward
-from mlopsnb.targets.manifests import HTTP_PORT, NAME, REVISION
+from mlopsnb.targets.manifests import CONTAINER, HTTP_PORT, KSERVE_CONTAINER, NAME, REVISION
 
 if TYPE_CHECKING:
     from mlopsnb.targets.cluster import Cluster, Object
 
 _ASK_SECONDS = 5.0
 _LOG_SECONDS = 30.0
+_LAST_LINES = 50
 
 
 def chosen_by(selector: Mapping[str, str]) -> str:
@@ -87,14 +88,45 @@ def logs(cluster: Cluster, found: Sequence[Object], *, tail: int | None = None) 
         yield line
 
 
+def last_lines(cluster: Cluster, name: str, revision_id: int) -> tuple[str, ...]:
+    """Return what the pods of a revision wrote last."""
+    return tuple(logs(cluster, pods(cluster, name, revision_id), tail=_LAST_LINES))[-_LAST_LINES:]
+
+
+def await_ending(cluster: Cluster, name: str, seconds: float, revision_id: int | None = None) -> None:
+    """Wait until the pods of a name, or of one revision, have been told to end; they answer what they have in work.
+
+    Raises `TimeoutError` after *seconds*.
+    """
+    chosen = {NAME: name} if revision_id is None else {NAME: name, REVISION: str(revision_id)}
+    cluster.until("v1", "Pod", _all_are_ending, labels=chosen_by(chosen), seconds=seconds)
+
+
+def _all_are_ending(found: Sequence[Object]) -> bool:
+    return all("deletionTimestamp" in pod["metadata"] for pod in found)
+
+
+def await_end(cluster: Cluster, name: str, seconds: float) -> None:
+    """Wait until all pods of a name have been told to end; `DeployError` after *seconds*."""
+    try:
+        await_ending(cluster, name, seconds)
+    except TimeoutError as exc:
+        raise DeployError(
+            f"the cluster does not end the pods of {name!r}: {exc}", hint="delete it again"
+        ) from exc
+
+
 def _log(cluster: Cluster, pod: Object, tail: int | None) -> list[tuple[str, str]]:
     """Return the lines of one pod with their times; those of a container that was restarted come first."""
     states: Sequence[Mapping[str, Any]] = pod.get("status", {}).get("containerStatuses") or ()
     restarted = any(s.get("restartCount") for s in states)
+    # A platform may have put containers of its own beside it, and given it another name.
+    names = [c["name"] for c in pod["spec"]["containers"]]
+    container = next((n for n in (CONTAINER, KSERVE_CONTAINER) if n in names), names[0])
     lines: list[tuple[str, str]] = []
     for previous in (True, False) if restarted else (False,):
         query = {
-            "container": "model",
+            "container": container,
             "timestamps": "true",
             **({"previous": "true"} if previous else {}),
             **({"tailLines": str(tail)} if tail else {}),

@@ -24,7 +24,8 @@ from mlopsnb.targets.cluster_errors import Forbidden
 from mlopsnb.targets.cluster_history import Entry, History
 from mlopsnb.targets.cluster_seen import Seen, look
 from mlopsnb.targets.forwarding import Forward
-from mlopsnb.targets.manifests import HTTP_PORT, MANAGED, NAME, REVISION, workload_name
+from mlopsnb.targets.kserve import KServe
+from mlopsnb.targets.manifests import HTTP_PORT, MANAGED, NAME, workload_name
 from mlopsnb.targets.shares import replicas_for
 from mlopsnb.targets.watching import wait_ready
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from mlopsnb.protocols import Delivery
     from mlopsnb.records import Release, Revision
 
-_LAST_LINES = 50
 _ENDPOINT_SECONDS = 30.0
 _ENDING_SECONDS = 30.0
 
@@ -44,6 +44,7 @@ class Kubernetes:
         chosen = settings(context=context, namespace=namespace)
         self._cluster = Cluster(chosen.context, chosen.namespace)
         self._addresses = Addresses(self._cluster)
+        self._kserve = KServe(self._cluster, self._traits)
         self._claims: dict[str, Claim] = {}
 
     def delivery(self) -> Delivery:
@@ -55,9 +56,25 @@ class Kubernetes:
         """Name the fields of `Workload` that it gives a revision: all."""
         return frozenset(f.name for f in fields(Workload))
 
-    def splits(self) -> bool:
-        """Say that several revisions can share the traffic."""
-        return True
+    def check(self, name: str, draft: Revision) -> None:
+        """Raise `UserError` or `DeployError` if the cluster has not what *draft* needs, or *name* is of another platform."""
+        _check_possible(draft)
+        platform = draft.workload.platform
+        on_kserve = self._kserve.has(name)
+        if on_kserve != (platform == "kserve") and self.observe(name).revisions:
+            there = "kserve" if on_kserve else "kubernetes"
+            raise UserError(
+                f"{name!r} is deployed with platform={there!r}, and cannot move to platform={platform!r} while it serves",
+                hint="delete() it first, or deploy under another name",
+            )
+        if platform == "kserve":
+            self._kserve.check(draft)
+        if draft.workload.expose == "gateway":
+            self._gateway()
+
+    def splits(self, name: str) -> bool:
+        """Say whether several revisions can share the traffic: always, but for KServe without Knative."""
+        return not self._kserve.has(name) or self._kserve.divides(name)
 
     def names(self) -> Sequence[str]:
         """List the names that have a history or anything running in the namespace."""
@@ -83,6 +100,8 @@ class Kubernetes:
 
     def observe(self, name: str) -> Release:
         """Return what the history says of *name*, corrected by what the cluster runs."""
+        if self._kserve.has(name):
+            return self._kserve.observe(name)
         seen = look(self._cluster, name)
         if not seen.weights:
             return seen.release()
@@ -93,6 +112,17 @@ class Kubernetes:
         """Carry out *action*; see `protocols.Target`."""
         if name in self._claims:
             self._claims[name].check()
+        if isinstance(action, Start):
+            _check_possible(action.revision)
+            _check_image(name, action.revision)
+            cluster_images.check_pull(self._cluster, action.revision.image)
+            on_kserve = action.revision.workload.platform == "kserve"
+        else:
+            on_kserve = self._kserve.has(name)
+        carry_out = self._kserve.apply if on_kserve else self._apply
+        carry_out(name, action, timeout)
+
+    def _apply(self, name: str, action: Action, timeout: float) -> None:
         match action:
             case Start(revision):
                 self._start(name, revision, timeout)
@@ -138,8 +168,6 @@ class Kubernetes:
 
     # ------------------------------------------------------------------------------------------ start
     def _start(self, name: str, revision: Revision, timeout: float) -> None:
-        _check_possible(name, revision)
-        cluster_images.check_pull(self._cluster, revision.image)
         traits = self._traits(revision)
         objects = manifests.manifests(name, revision, traits)
         rights.check(self._cluster, rights.to_make(objects))
@@ -280,13 +308,8 @@ class Kubernetes:
         seen = look(self._cluster, name)
         if number not in seen.deployments:
             raise DeployError(f"revision {number} of {name!r} does not run", hint="deploy it again")
+        manifests.check_scalable(name, seen.revision(number))
         work = seen.revision(number).workload
-        if work.max_replicas is not None:
-            raise DeployError(
-                f"revision {number} of {name!r} is scaled by the cluster, "
-                f"between {manifests.least(work)} and {work.max_replicas} replicas",
-                hint="deploy it with other min_replicas and max_replicas",
-            )
         wanted = replace(work, replicas=count)
         self._resize(name, number, count)
         wait_ready(self._cluster, workload_name(name, number), timeout=timeout, step="scale")
@@ -297,24 +320,13 @@ class Kubernetes:
     def _stop(self, name: str, number: int, *, failed: bool) -> None:
         history = self._history(name)
         if failed:
-            lines = self._last_lines(name, number)
-            history.update(lambda s: _noted(s, number, lines))
+            lines = cluster_pods.last_lines(self._cluster, name, number)
+            history.update(lambda s: s.with_failed(number, lines))
         else:
             history.update(lambda s: s.with_revision(number, state="stopped"))
         self._cluster.delete("apps/v1", "Deployment", workload_name(name, number))
         with contextlib.suppress(TimeoutError):
-            self._await_ending(name, _ENDING_SECONDS, number)
-
-    def _await_ending(self, name: str, seconds: float, number: int | None = None) -> None:
-        """Wait until the pods of a name, or of one revision, have been told to end; they answer what they have in work."""
-        chosen = {NAME: name} if number is None else {NAME: name, REVISION: str(number)}
-        self._cluster.until(
-            "v1", "Pod", _all_are_ending, labels=cluster_pods.chosen_by(chosen), seconds=seconds
-        )
-
-    def _last_lines(self, name: str, number: int) -> tuple[str, ...]:
-        found = cluster_pods.pods(self._cluster, name, number)
-        return tuple(cluster_pods.logs(self._cluster, found, tail=_LAST_LINES))[-_LAST_LINES:]
+            cluster_pods.await_ending(self._cluster, name, _ENDING_SECONDS, number)
 
     def _forget(self, name: str, timeout: float) -> None:
         self._addresses.close(name)
@@ -323,26 +335,20 @@ class Kubernetes:
         chosen = f"{MANAGED},{NAME}={name}"
         for each in self._cluster.list("apps/v1", "Deployment", labels=chosen):
             self._cluster.delete("apps/v1", "Deployment", each["metadata"]["name"])
-        try:
-            self._await_ending(name, timeout)
-        except TimeoutError as exc:
-            raise DeployError(
-                f"the cluster does not end the pods of {name!r}: {exc}", hint="delete it again"
-            ) from exc
+        cluster_pods.await_end(self._cluster, name, timeout)
         self._cluster.delete("v1", "ServiceAccount", name)
         self._history(name).forget()
 
 
-def _all_are_ending(pods: Sequence[Object]) -> bool:
-    return all("deletionTimestamp" in pod["metadata"] for pod in pods)
-
-
-def _check_possible(name: str, revision: Revision) -> None:
+def _check_image(name: str, revision: Revision) -> None:
     if not revision.image:
         raise DeployError(
             f"revision {revision.id} of {name!r} has no image, and Kubernetes runs nothing else",
             hint="deploy builds one by itself; build(…) does it beforehand",
         )
+
+
+def _check_possible(revision: Revision) -> None:
     if revision.fallback is not None:
         raise DeployError(
             "the kubernetes target cannot give a server a fallback: it is not in the image",
@@ -379,10 +385,3 @@ def _smaller(seen: Seen, counts: Mapping[int, int], *, shared: bool) -> dict[int
         return fewer if seen.revision(only).workload.max_replicas is None else {}
     others = {n: 0 for n in seen.alive if n not in counts and seen.pool(n) == "main"}
     return fewer | others
-
-
-def _noted(state: cluster_history.State, number: int, lines: Sequence[str]) -> cluster_history.State:
-    """Return the history with a revision that failed, and what it wrote last."""
-    state = state.with_revision(number, state="failed")
-    entry = state.entries.get(number)
-    return state.with_entry(replace(entry, log=tuple(lines) or entry.log)) if entry else state

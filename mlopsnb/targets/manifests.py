@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from mlopsnb.errors import DeployError
 from mlopsnb.rollout import version
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ USER = 65532
 
 SERVICE_PORT = 80
 
+CONTAINER, KSERVE_CONTAINER = "model", "kserve-container"
+"""What the server's container is called; KServe knows the container of a custom predictor by a name of its own."""
+
 SETTLE_SECONDS = 5
 """A pod that is to end goes on serving for so long, while every node and balancer learns that it is leaving."""
 
@@ -41,6 +45,13 @@ GRACE_SECONDS = SETTLE_SECONDS + 5 + 60 + 5
 
 READY_SECONDS = 600
 """The least that a model gets to load."""
+
+SCRAPED: Mapping[str, str] = {
+    "prometheus.io/scrape": "true",
+    "prometheus.io/port": str(HTTP_PORT),
+    "prometheus.io/path": "/metrics",
+}
+"""Says to a Prometheus server of the cluster, in a pod's annotations, where its metrics are."""
 
 _BUSY_PERCENT = 80
 _COUNTERS = "/tmp/profile"  # noqa: S108  in the container
@@ -110,14 +121,9 @@ def deployment(
             "template": {
                 "metadata": {
                     "labels": {**labels(name, revision.id), POOL: pool},
-                    "annotations": {
-                        "prometheus.io/scrape": "true",
-                        "prometheus.io/port": str(HTTP_PORT),
-                        "prometheus.io/path": "/metrics",
-                        "mlopsnb.io/source": revision.source,
-                    },
+                    "annotations": {**SCRAPED, "mlopsnb.io/source": revision.source},
                 },
-                "spec": _pod(name, revision, traits, chosen, deadline),
+                "spec": pod(name, revision, traits, chosen, deadline),
             },
         },
     }
@@ -139,7 +145,8 @@ def lineage(revision: Revision) -> dict[str, str]:
     return {f"mlopsnb.io/{key}": value for key, value in said.items() if value}
 
 
-def _pod(name: str, revision: Revision, traits: Traits, chosen: Mapping[str, str], deadline: int) -> Object:
+def pod(name: str, revision: Revision, traits: Traits, chosen: Mapping[str, str], deadline: int) -> Object:
+    """Return what a pod of a revision is; *chosen* are the labels of its like, *deadline* the seconds that it has to start."""
     work = revision.workload
     spread = {
         "maxSkew": 1,
@@ -189,7 +196,7 @@ def _container(name: str, revision: Revision, traits: Traits, deadline: int) -> 
     if revision.weights:
         mounts.append({"name": "weights", "mountPath": WEIGHTS_MOUNT, "readOnly": True})
     return {
-        "name": "model",
+        "name": CONTAINER,
         "image": revision.image,
         "imagePullPolicy": traits.pull_policy,
         "args": _arguments(name, revision),
@@ -311,6 +318,17 @@ def autoscaler(name: str, revision: Revision, traits: Traits) -> Object | None:
 def least(work: Workload) -> int:
     """Return how many replicas there are at the least."""
     return (work.min_replicas or 1) if work.max_replicas is not None else work.replicas
+
+
+def check_scalable(name: str, revision: Revision) -> None:
+    """Raise `DeployError` if the cluster decides how many replicas *revision* has."""
+    work = revision.workload
+    if work.max_replicas is not None:
+        raise DeployError(
+            f"revision {revision.id} of {name!r} is scaled by the cluster, "
+            f"between {least(work)} and {work.max_replicas} replicas",
+            hint="deploy it with other min_replicas and max_replicas",
+        )
 
 
 def disruption_budget(name: str, revision: Revision, traits: Traits) -> Object | None:

@@ -57,7 +57,10 @@ class Process:
         """Say that only the time to live is its own: a process may use what the machine has."""
         return ("ttl",)
 
-    def splits(self) -> bool:
+    def check(self, name: str, draft: Revision) -> None:
+        """Find nothing wrong: what a process cannot be given is not among the fields that it takes."""
+
+    def splits(self, name: str) -> bool:
         """Say that one revision at a time has the socket, and all traffic with it."""
         return False
 

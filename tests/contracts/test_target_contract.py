@@ -121,7 +121,7 @@ def test_what_was_never_there_is_an_empty_release(make, kind):
 
 def share_or_refuse(target):
     """Revisions 1 and 2 get equal shares, and then 2 all again; or the target says that it cannot, and nothing changes."""
-    if target.splits():
+    if target.splits("m"):
         target.apply("m", Shift({1: 50, 2: 50}), timeout=SECONDS)
         assert dict(target.observe("m").weights) == {1: 50, 2: 50}
         target.apply("m", Shift({2: 100}), timeout=SECONDS)

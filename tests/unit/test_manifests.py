@@ -5,49 +5,15 @@ Each file under `data/manifests` holds the objects of one case; `python tests/un
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import kubernetes_validate
 import pytest
+from plain_revisions import DATA, FULL, PLAIN, VERSIONS
 
 from mlopsnb.images import plan
-from mlopsnb.records import Origin, Revision, Workload
+from mlopsnb.records import Workload
 from mlopsnb.targets import manifests
 from mlopsnb.targets.manifests import Traits
-
-DATA = Path(__file__).parent / "data" / "manifests"
-
-PLAIN = Revision(
-    id=3,
-    source="models:/fraud/7",
-    digest="sha256:0a1b",
-    image="registry.example/team/fraud@sha256:4f5e",
-    created="2026-01-02T03:04:05+00:00",
-)
-FULL = replace(
-    PLAIN,
-    weights="registry.example/team/fraud-weights@sha256:6c7d",
-    origin=Origin(user="ada", machine="lab", notebook="fraud.ipynb", commit="1a2b3c4"),
-    env={"THREADS": "2", "COST": "$(not a reference)"},
-    cache_bytes=64_000_000,
-    workers=2,
-    note="rollback to revision 1",
-    workload=Workload(
-        min_replicas=2,
-        max_replicas=6,
-        cpu=1.5,
-        memory=2 << 30,
-        gpu=1,
-        secrets=("database",),
-        config_maps=("features",),
-        node_selector={"pool": "gpu"},
-        tolerations=({"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},),
-        expose="ingress",
-        host="fraud.example",
-        network_policy=True,
-        ttl=86_400,
-    ),
-)
 
 
 def exposed(expose, **more):
@@ -66,7 +32,6 @@ CASES = {
     "gateway": (exposed("gateway", host="fraud.example"), Traits(gateway="shared")),
 }
 
-VERSIONS = ("1.25", "1.31", kubernetes_validate.latest_version())
 NOT_THERE = {"HTTPRoute"}
 """Kinds that are no part of Kubernetes itself."""
 

@@ -75,7 +75,7 @@ class Splitting:
         )
         self.can = can
 
-    def splits(self):
+    def splits(self, name):
         return self.can
 
     def observe(self, name):
@@ -87,7 +87,7 @@ def test_a_second_canary_has_to_wait_and_some_targets_have_none():
     canary.check(Splitting({1: 100}), "m", "docker")
     with pytest.raises(UserError, match="a canary of 'm' is under way: revision 2 has 10 %\n.*promote"):
         canary.check(Splitting({1: 90, 2: 10}), "m", "docker")
-    with pytest.raises(UserError, match="target 'process' gives all traffic to one revision"):
+    with pytest.raises(UserError, match="target 'process' gives all traffic of 'm' to one revision"):
         canary.check(Splitting({1: 100}, can=False), "m", "process")
     choose(strategy="rolling").check(Splitting({1: 90, 2: 10}, can=False), "m", "process")
 
