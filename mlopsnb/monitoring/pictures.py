@@ -22,7 +22,7 @@ _HEAT_END = 3.0
 """Effects of so many thresholds, and more, have the full colour in a heat strip."""
 
 _LARGE = (280, 110)
-_SPARK = (84, 20)
+_SPARK = (66, 18)
 _GREY = 'stroke="currentColor" stroke-opacity="0.6"'
 
 

@@ -66,6 +66,17 @@ class Plot:
         return self.text
 
 
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A name, in the code font, and what goes with it; in HTML that is below, quietly."""
+
+    text: str
+    below: str
+
+    def __str__(self) -> str:
+        return f"{self.text} {self.below}"
+
+
 def cell(value: object) -> str:
     """Return *value* as HTML, escaped, with its line breaks."""
     text = escape(str(value)).replace("\n", "<br>")
@@ -80,6 +91,12 @@ def cell(value: object) -> str:
     if isinstance(value, Bar):
         bar = "█" * round(value.share * _BAR)
         return f'{value.share:.0%} <span aria-hidden="true" style="{_BAR_STYLE}">{bar}</span>'
+    if isinstance(value, Pair):
+        # Short names stay whole, long ones break.
+        style = f"{_MONO};display:inline-block;min-width:{min(len(value.text), 24)}ch;overflow-wrap:anywhere"
+        name = f'<span style="{style}">{escape(value.text)}</span>'
+        below = escape(unbroken(value.below))
+        return f'{name}<br><span style="{_QUIET};white-space:nowrap">{below}</span>'
     if isinstance(value, Plot):
         return f'<span style="white-space:nowrap">{text}</span><br>{value.picture}' if text else ""
     # Some pages let text break anywhere, blanks that must not break included.

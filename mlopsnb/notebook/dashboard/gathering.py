@@ -213,6 +213,7 @@ class _OfTarget:
         self._hopeless: dict[str, Drift] = {}
         self._looked = threading.Event()
         self._target: Target | None = None
+        self._prometheus = ""
 
     def look(self) -> None:
         """Ask how all deployments are, one after the other."""
@@ -221,6 +222,7 @@ class _OfTarget:
             if self._target is None:
                 self._target = plugins.create("target", self._kind)
             names = tuple(self._target.names())
+            self._prometheus = settings().prometheus
         except Exception as exc:  # noqa: BLE001  one target must not stop the others, whatever is wrong with it
             self._watch.ended(self._kind, None, said(exc))
             return
@@ -262,11 +264,11 @@ class _OfTarget:
             totals=sampler.totals(),
             replicas=sampler.replicas(),
         )
-        return self._from_prometheus(look) if settings().prometheus and running else look
+        return self._from_prometheus(look) if self._prometheus and running else look
 
     def _from_prometheus(self, look: Look) -> Look:
         """Return *look* with the lines that a Prometheus server keeps, which is asked now and then."""
-        address, name = settings().prometheus, look.release.name
+        address, name = self._prometheus, look.release.name
         at, before = self._past.get(name, (float("-inf"), look))
         if time.monotonic() - at < PROMETHEUS_EVERY:
             return replace(look, past=before.past, trouble=before.trouble, source=before.source)

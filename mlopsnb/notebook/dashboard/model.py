@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from mlopsnb import rollout
-from mlopsnb.monitoring.counting import joined
+from mlopsnb.monitoring.counting import FIGURES, joined
 from mlopsnb.monitoring.traffic import Traffic, told
 from mlopsnb.records import Release
 
 if TYPE_CHECKING:
     from mlopsnb.monitoring.counting import Sample, Window
+    from mlopsnb.monitoring.pictures import Line
     from mlopsnb.monitoring.report import DriftReport
     from mlopsnb.monitoring.traffic import RevisionTraffic
 
@@ -25,6 +26,9 @@ RECENT = 10.0
 
 GONE = 30.0
 """Seconds for which a deployment that was deleted is still named."""
+
+DRAWN = ("qps", "error_rate", "p50_ms", "p90_ms", "p99_ms")
+"""The figures of traffic that are drawn over time."""
 
 Key = tuple[str, str]
 """A target and a name on it."""
@@ -71,12 +75,16 @@ class Look:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One deployment as it was seen last, `at` Unix seconds. `gone` is when it was found to be deleted, or None."""
+    """One deployment as it was seen last, `at` Unix seconds. `gone` is when it was found to be deleted, or None.
+
+    `lines` are the figures over time, by revision and name: made once for each point, and not for each painting.
+    """
 
     release: Release
     at: float
     state: str = "unknown"
     traffic: Traffic | None = None
+    lines: Mapping[int, Mapping[str, Line]] = field(default_factory=dict)
     replicas: Mapping[int, Mapping[str, Sample]] = field(default_factory=dict)
     drift: Mapping[int, Drift] = field(default_factory=dict)
     scales: bool = False
@@ -110,12 +118,14 @@ def after(before: Row | None, look: Look) -> Row:
     """Return how a deployment stands after *look*. Lines go on where the same revision still runs."""
     if before is not None and before.gone is not None:  # another one of the same name
         before = None
-    lines = dict(look.past) if look.past is not None else _on(before, look.windows)
+    points = dict(look.past) if look.past is not None else _on(before, look.windows)
+    known = before.lines if before is not None and look.past is None else {}
     return Row(
         release=look.release,
         at=look.at,
         state=_state(look),
-        traffic=told(look.release, look.totals, lines, look.source),
+        traffic=told(look.release, look.totals, points, look.source),
+        lines={number: _lines(known.get(number, {}), windows) for number, windows in points.items()},
         replicas=look.replicas,
         drift=before.drift if before else {},
         scales=look.scales,
@@ -127,6 +137,16 @@ def _on(before: Row | None, windows: Mapping[int, Window]) -> dict[int, tuple[Wi
     known = before.traffic.revisions if before and before.traffic else ()
     lines = {r.revision: r.points for r in known}
     return {number: (*lines.get(number, ()), window)[-POINTS:] for number, window in windows.items()}
+
+
+def _lines(known: Mapping[str, Line], windows: Sequence[Window]) -> dict[str, Line]:
+    """Return the figures of *windows*; those that are *known* already, from before the last one, are not made again."""
+    lines = {}
+    for name in DRAWN:
+        before = known.get(name, ())
+        new = windows[-1:] if before else windows
+        lines[name] = (*before, *((w.at, FIGURES[name].of(w)) for w in new))[-POINTS:]
+    return lines
 
 
 def _state(look: Look) -> str:

@@ -16,13 +16,13 @@ from mlopsnb.monitoring.counting import FIGURES, figure_text
 from mlopsnb.monitoring.pictures import sparkline
 from mlopsnb.monitoring.report import SYMBOLS
 from mlopsnb.monitoring.traffic import span_text
-from mlopsnb.notebook.dashboard.model import RECENT, recent
+from mlopsnb.notebook.dashboard.model import DRAWN, RECENT, recent
 from mlopsnb.notebook.displays import state_badge
 from mlopsnb.notebook.status import masked
 from mlopsnb.notebook.tables import (
     Badge,
-    Bar,
     Code,
+    Pair,
     Plot,
     card,
     html_table,
@@ -33,19 +33,13 @@ from mlopsnb.notebook.tables import (
 from mlopsnb.notebook.tables import Row as Cells
 
 if TYPE_CHECKING:
+    from mlopsnb.monitoring.counting import Window
+    from mlopsnb.monitoring.pictures import Line
     from mlopsnb.monitoring.traffic import RevisionTraffic
     from mlopsnb.notebook.dashboard.model import Board, Drift, Row
 
-SHOWN = {
-    "qps": "requests/s",
-    "error_rate": "errors",
-    "p50_ms": "P50, ms",
-    "p90_ms": "P90, ms",
-    "p99_ms": "P99, ms",
-}
-"""The figures of traffic in the table, with the heads of their columns."""
-
-HEADER = ("name", "target", "state", "model", "revision", "traffic", *SHOWN.values(), "drift")
+_HEADS = ("requests/s", "errors", "P50, ms", "P90, ms", "P99, ms")
+HEADER = ("deployment", "state", "model", "traffic", *_HEADS, "drift")
 
 _NOTHING = "nothing is deployed"
 _REPLICA_HEADER = ("revision", "replica", "requests", "errors", "rows waiting", "memory, MB", "CPU, s", "up")
@@ -93,7 +87,7 @@ def _caption(board: Board) -> str:
     known = [row.traffic for row in board.rows if row.traffic is not None]
     spans = [r.points[-1].at - r.points[0].at for t in known for r in t.revisions if len(r.points) > 1]
     sources = ", ".join(sorted({t.source for t in known if t.source}))
-    lines = f"; lines: the last {span_text(max(spans))}" if spans else ""
+    lines = f"; lines: the last {span_text(round(max(spans)))}" if spans else ""
     return f"numbers: the last {RECENT:g} s at most{lines}; from {sources or 'the targets'}"
 
 
@@ -108,39 +102,35 @@ def notes(board: Board) -> list[str]:
 def _cells(row: Row) -> list[Cells]:
     """Return the cells of one deployment: a row for each revision that runs, the one with most traffic first."""
     target, name = row.key
-    first = (Code(name), target, state_badge(row.state))
-    revisions = sorted(row.traffic.revisions, key=lambda r: -r.share) if row.traffic else []
+    first = (Pair(name, f"on {target}"), state_badge(row.state))
+    revisions = [] if row.traffic is None or row.gone is not None else list(row.traffic.revisions)
     if not revisions:
         last = rollout.latest(row.release)
-        model = (Code(masked(last.source)), str(last.id)) if last else ("", "")
-        return [(*first, *model, "", *[""] * len(SHOWN), "")]
-    cells: list[Cells] = []
-    for i, revision in enumerate(revisions):
-        begin = ("", "", "") if i else first
-        cells.append((*begin, *_figures(row, revision)))
-    return cells
+        model = Pair(masked(last.source), f"revision {last.id}") if last else ""
+        return [(*first, model, "", *[""] * len(_HEADS), "")]
+    revisions.sort(key=lambda r: -r.share)
+    return [(*(("", "") if i else first), *_figures(row, one)) for i, one in enumerate(revisions)]
 
 
 def _figures(row: Row, revision: RevisionTraffic) -> Cells:
-    number = unbroken(" ".join(filter(None, [str(revision.revision), revision.role])))
+    number = ", ".join(filter(None, [f"revision {revision.revision}", revision.role]))
+    window, lines = recent(revision), row.lines.get(revision.revision, {})
     return (
-        Code(masked(revision.source)),
-        number,
-        Bar(revision.share / 100),
-        *(_figure(revision, name) for name in SHOWN),
+        Pair(masked(revision.source), number),
+        f"{revision.share}%",
+        *(
+            Plot("…") if window is None else _figure(name, window, lines[name], revision.revision)
+            for name in DRAWN
+        ),
         _drift(row.drift.get(revision.revision)),
     )
 
 
-def _figure(revision: RevisionTraffic, name: str) -> Plot:
-    window = recent(revision)
-    if window is None:
-        return Plot("…")
+def _figure(name: str, window: Window, line: Line, revision: int) -> Plot:
     figure = FIGURES[name]
-    line = [(point.at, figure.of(point)) for point in revision.points]
     known = [value for _, value in line if not math.isnan(value)]
     highest = figure_text(name, max(known)) if known else "none"
-    label = escape(f"{figure.label} of revision {revision.revision} over time, at most {highest}")
+    label = escape(f"{figure.label} of revision {revision} over time, at most {highest}")
     return Plot(figure_text(name, figure.of(window)), sparkline(line, label))
 
 
@@ -164,16 +154,15 @@ def _drift(drift: Drift | None) -> Plot:
 
 
 def facts_html(row: Row) -> str:
-    """Return what one deployment is: its state, its address, who has which share of the traffic."""
+    """Return what one deployment is: its state, its address, and who has which share of the traffic."""
     release = row.release
-    facts: list[Cells] = [("state", state_badge(row.state)), ("target", row.key[0])]
-    if release.url:
-        facts.append(("url", Code(release.url)))
+    facts: list[Cells] = [("url", Code(release.url))] if release.url else []
     for revision in row.traffic.revisions if row.traffic else ():
         facts.append((revision.title, Code(masked(revision.source))))
     if row.trouble:
         facts.append(("could not be asked", row.trouble))
-    return card(row.key[1], html_table(facts, label=f"deployment {row.key[1]}"))
+    name = f"{row.key[1]} on {row.key[0]}: {state_badge(row.state)}"
+    return card(name, html_table(facts, label=f"deployment {row.key[1]}"))
 
 
 def replicas_html(row: Row) -> str:
