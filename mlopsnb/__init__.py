@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from mlopsnb.monitoring import drift as drift
     from mlopsnb.monitoring import profile as profile
     from mlopsnb.monitoring import watch_performance as watch_performance
+    from mlopsnb.notebook.dashboard import dashboard as dashboard
     from mlopsnb.notebook.doctor import doctor as doctor
     from mlopsnb.packages import export as export
     from mlopsnb.records import Artifact as Artifact
@@ -63,6 +64,7 @@ _HOMES = {
     "mlopsnb.flow": ("deploy", "log"),
     "mlopsnb.images.image": ("Image",),
     "mlopsnb.monitoring": ("DriftReport", "ProfileBuilder", "drift", "profile", "watch_performance"),
+    "mlopsnb.notebook.dashboard": ("dashboard",),
     "mlopsnb.notebook.doctor": ("doctor",),
     "mlopsnb.packages": ("export",),
     "mlopsnb.records": ("Artifact", "ModelVersion", "Signature", "TensorSpec"),

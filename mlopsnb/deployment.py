@@ -169,13 +169,13 @@ class Deployment:
     @property
     def revision(self) -> int | None:
         """The number of the revision that serves, or that served last."""
-        current = self._current(self.release)
+        current = rollout.latest(self.release)
         return current.id if current else None
 
     @property
     def model_version(self) -> str | None:
         """Where the served package came from, such as `models:/fraud/3`."""
-        current = self._current(self.release)
+        current = rollout.latest(self.release)
         return current.source if current else None
 
     def history(self) -> History:
@@ -204,7 +204,7 @@ class Deployment:
         return self._client[2]
 
     def _nothing_serves(self, release: Release) -> DeployError:
-        last = self._current(release)
+        last = rollout.latest(release)
         if last is None:
             return DeployError(
                 f"{self.name!r} is not deployed on target {self.target!r}", hint="deploy it first"
@@ -284,7 +284,7 @@ class Deployment:
     def _found(self, number: int | None) -> Revision:
         """Return the revision with that number, or the one that serves, or served last."""
         release = self.release
-        current = self._current(release)
+        current = rollout.latest(release)
         if number is None and current is not None:
             return current
         found = next((r for r in release.revisions if r.id == number), None)
@@ -323,7 +323,7 @@ class Deployment:
                 execute(self._target, self.name, rollout.abandon(release), timeout=settings().timeout)
                 return self
             old = self._earlier(release, to)
-            current = self._current(release)
+            current = rollout.latest(release)
             new = replace(
                 old,
                 id=rollout.next_id(release),
@@ -339,15 +339,15 @@ class Deployment:
 
     def _earlier(self, release: Release, to: int | None) -> Revision:
         """Return the revision to roll back to; `UserError` if there is none."""
-        current = self._current(release)
+        current = rollout.latest(release)
         usable = {r.id: r for r in release.revisions if r.state != "failed" and r != current}
         if to is None:
-            before = [r for r in usable if current and r < current.id]
-            if not before:
+            before = rollout.earlier(release)
+            if before is None:
                 raise UserError(
                     f"{self.name!r} has no revision to roll back to", hint="deploy another version first"
                 )
-            return usable[before[-1]]
+            return before
         if to in usable:
             return usable[to]
         if current and to == current.id:
@@ -401,11 +401,6 @@ class Deployment:
         with self._target.claim(self.name):
             if self.release.revisions:
                 _carry_out(self._target, self.name, Forget(), settings().timeout)
-
-    def _current(self, release: Release) -> Revision | None:
-        """Return the revision that serves; if none does, the last one that did."""
-        served = [r for r in release.revisions if r.state != "failed"] or list(release.revisions)
-        return rollout.serving(release) or (served[-1] if served else None)
 
 
 class History(tuple["Revision", ...]):

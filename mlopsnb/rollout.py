@@ -84,6 +84,19 @@ def serving(release: Release) -> Revision | None:
     return live[max(live, key=release.weights.__getitem__)] if live else None
 
 
+def latest(release: Release) -> Revision | None:
+    """Return the revision that serves; if none does, the last one that did."""
+    served = [r for r in release.revisions if r.state != "failed"] or list(release.revisions)
+    return serving(release) or (served[-1] if served else None)
+
+
+def earlier(release: Release) -> Revision | None:
+    """Return the revision that served before the present one and can serve again, or None."""
+    present = latest(release)
+    before = [r for r in release.revisions if r.state != "failed" and present and r.id < present.id]
+    return before[-1] if before else None
+
+
 def version(revision: Revision) -> str:
     """Return what clients see as the model's version: that of `models:/fraud/3`, or the revision's number."""
     tail = revision.source.rpartition("/")[2]

@@ -6,7 +6,9 @@ alone: the reference is filled and the current data outlined, drift has a mark. 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,7 @@ _HEAT_END = 3.0
 """Effects of so many thresholds, and more, have the full colour in a heat strip."""
 
 _LARGE = (280, 110)
+_SPARK = (66, 18)
 _GREY = 'stroke="currentColor" stroke-opacity="0.6"'
 
 
@@ -29,6 +32,55 @@ def svg(width: float, height: float, label: str, body: str) -> str:
         f'<svg width="{width:g}" height="{height:g}" viewBox="0 0 {width:g} {height:g}" role="img" '
         f'aria-label="{label}">{body}</svg>'
     )
+
+
+Line = Sequence[tuple[float, float]]
+"""Points in time order: Unix seconds and a value, NaN where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Where values over time lie in a picture: from `start` for `span` seconds, from zero at its foot to `top`."""
+
+    start: float
+    span: float
+    top: float
+    width: int
+    height: int
+
+    def y(self, value: float) -> float:
+        """Return how far below the upper edge *value* lies."""
+        return self.height - 2 - value / self.top * (self.height - 6)
+
+    def trace(self, line: Line) -> str:
+        """Return the path of *line*; where there is no value it is broken, and a lone point becomes a short stroke."""
+        parts, drawing = [], False
+        for at, value in line:
+            if math.isnan(value):
+                drawing = False
+                continue
+            x, y = (at - self.start) / self.span * (self.width - 2) + 1, self.y(value)
+            parts.append(f"L{x:.1f},{y:.1f}" if drawing else f"M{x - 1:.1f},{y:.1f}L{x:.1f},{y:.1f}")
+            drawing = True
+        return "".join(parts)
+
+
+def sparkline(line: Line, label: str, *, limit: float | None = None) -> str:
+    """Return values over time as a line of text's height, from zero up; *limit* is dashed across.
+
+    *label*, escaped already, is what a screen reader says.
+    """
+    width, height = _SPARK
+    start, end = line[0][0], line[-1][0]
+    known = [value for _, value in line if not math.isnan(value)]
+    frame = Frame(start, (end - start) or 1.0, max([limit or 0.0, *known]) or 1.0, width, height)
+    across = (
+        "" if limit is None else f'<path d="M0,{frame.y(limit):.1f}H{width}" {_GREY} stroke-dasharray="3 3"/>'
+    )
+    path = frame.trace(line)
+    drawn = f'<path d="{path}" fill="none" stroke="{REFERENCE}" stroke-width="1.4"/>' if path else ""
+    foot = f'<path d="M0,{height - 1}H{width}" stroke="currentColor" stroke-opacity="0.25"/>'
+    return svg(width, height, label, f"{foot}{across}{drawn}")
 
 
 def overlay(histogram: Histogram, width: int, height: int) -> str:

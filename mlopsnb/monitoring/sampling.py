@@ -45,6 +45,15 @@ class Sampler:
             self._asked[revision] = at
         return windows
 
+    def replicas(self) -> Mapping[int, Mapping[str, Sample]]:
+        """Return what each replica that was there at the last tick said then, by revision."""
+        return {
+            revision: {
+                name: sample for name, sample in last.items() if sample.at == self._asked.get(revision)
+            }
+            for revision, last in self._last.items()
+        }
+
     def totals(self) -> Mapping[int, Window]:
         """Return what each revision's replicas, as last seen, have counted since they started."""
         return {revision: since_start(last.values()) for revision, last in self._last.items()}

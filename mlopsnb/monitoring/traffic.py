@@ -130,7 +130,7 @@ def watch(target: Target, release: Release, *, seconds: float, prometheus: str =
         from mlopsnb.monitoring import prometheus as server
 
         totals, points = server.windows(prometheus, release, seconds)
-        return _traffic(release, totals, points, prometheus)
+        return told(release, totals, points, prometheus)
     sampler = Sampler(target, release.name, [r.id for r in rollout.running(release)])
     sampler.tick()
     if not any(total.levels.replicas for total in sampler.totals().values()):
@@ -152,15 +152,16 @@ def _watched(release: Release, sampler: Sampler, seconds: float, *, live: bool) 
         for revision, window in sampler.tick().items():
             points[revision] = (*points.get(revision, ()), window)
         if live:
-            so_far = _traffic(release, sampler.totals(), points, PAGES)
+            so_far = told(release, sampler.totals(), points, PAGES)
             done = min((time.monotonic() - started) / seconds, 1.0)
             report(Event(step="watch", state="progress", message=_line(so_far), fraction=done, shown=so_far))
-    return _traffic(release, sampler.totals(), points, PAGES)
+    return told(release, sampler.totals(), points, PAGES)
 
 
-def _traffic(
+def told(
     release: Release, totals: Mapping[int, Window], points: Mapping[int, tuple[Window, ...]], source: str
 ) -> Traffic:
+    """Return the traffic of the revisions of *release* that run and are in *totals*; *points* are theirs over time."""
     pair = rollout.trial(release)
     roles = {pair[0].id: "stable", pair[1].id: "canary"} if pair else {}
     return Traffic(

@@ -11,11 +11,12 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from mlopsnb.monitoring.counting import FIGURES, figure_text
-from mlopsnb.monitoring.pictures import CURRENT, REFERENCE
+from mlopsnb.monitoring.pictures import CURRENT, REFERENCE, Frame
 from mlopsnb.monitoring.traffic import span_text, table
 
 if TYPE_CHECKING:
     from mlopsnb.monitoring.counting import Window
+    from mlopsnb.monitoring.pictures import Line
     from mlopsnb.monitoring.traffic import Traffic
 
 PANELS = ("qps", "error_rate", "p50_ms", "p99_ms", "batch_rows", "queue_p99_ms", "cpu_cores", "memory_mb")
@@ -26,9 +27,6 @@ _STROKES = ((REFERENCE, ""), (CURRENT, "5 3"), ("#009E73", "2 2"))
 _TEXT = "color:var(--jp-ui-font-color1,inherit);font-size:13px;overflow-x:auto"
 _CELL = "text-align:right;padding:2px 0 2px 16px;font-variant-numeric:tabular-nums;background:transparent;white-space:nowrap"
 _NAME = "text-align:left;padding:2px 0;font-weight:normal;background:transparent;white-space:nowrap"
-
-Line = Sequence[tuple[float, float]]
-"""Points in time order: Unix seconds and a value, NaN where there is none."""
 
 
 def page(traffic: Traffic) -> str:
@@ -81,11 +79,9 @@ def _panel(traffic: Traffic, name: str) -> str:
     known = [value for line in lines for _, value in line if not math.isnan(value)]
     times = [at for line in lines for at, _ in line]
     start, span = min(times), (max(times) - min(times)) or 1.0
-    top = max(known, default=0.0) or 1.0
+    frame = Frame(start, span, max(known, default=0.0) or 1.0, _WIDTH, _HEIGHT)
     paths = "".join(
-        f'<path d="{path}" {_stroke(i)}/>'
-        for i, line in enumerate(lines)
-        if (path := _path(line, start, span, top))
+        f'<path d="{path}" {_stroke(i)}/>' for i, line in enumerate(lines) if (path := frame.trace(line))
     )
     highest = figure_text(name, max(known)) if known else "none"
     label = f"{FIGURES[name].label} over {span_text(span)}, at most {highest}"
@@ -100,16 +96,3 @@ def _panel(traffic: Traffic, name: str) -> str:
 
 def _line(points: Sequence[Window], name: str) -> Line:
     return [(window.at, FIGURES[name].of(window)) for window in points]
-
-
-def _path(line: Line, start: float, span: float, top: float) -> str:
-    """Return the path of *line*; where there is no value it is broken, and a lone point becomes a short stroke."""
-    parts, drawing = [], False
-    for at, value in line:
-        if math.isnan(value):
-            drawing = False
-            continue
-        x, y = (at - start) / span * (_WIDTH - 2) + 1, _HEIGHT - 2 - value / top * (_HEIGHT - 6)
-        parts.append(f"L{x:.1f},{y:.1f}" if drawing else f"M{x - 1:.1f},{y:.1f}L{x:.1f},{y:.1f}")
-        drawing = True
-    return "".join(parts)

@@ -166,7 +166,7 @@ def version_text(version: Any) -> str:
 
 def _deployment_rows(deployment: Any) -> list[Row]:
     rows: list[Row] = [
-        ("state", _state(deployment.status)),
+        ("state", state_badge(deployment.status)),
         ("target", deployment.target),
         ("model", Code(deployment.model_version or "none")),
         ("revision", deployment.revision or "none"),
@@ -263,7 +263,7 @@ class Listing(_Displayed):
         return [
             (
                 d.name,
-                _state(d.status),
+                state_badge(d.status),
                 d.target,
                 Code(d.model_version or ""),
                 d.revision or "",
@@ -285,7 +285,7 @@ class History(_Displayed):
         return [
             (
                 r.id,
-                _state(r.state),
+                state_badge(r.state),
                 Code(r.source),
                 r.created,
                 "@".join(filter(None, (r.origin.user, r.origin.machine))),
@@ -409,7 +409,8 @@ class Overview:
         printer.text(str(self))
 
 
-def _state(state: str) -> Badge:
+def state_badge(state: str) -> Badge:
+    """Return the *state* of a deployment or a revision with its symbol."""
     return Badge(_STATES.get(state, "?"), state)
 
 

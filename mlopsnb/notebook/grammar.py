@@ -465,11 +465,21 @@ DRIFT = Verb(
     alone=LIVE_DRIFT,
 )
 
+DASHBOARD = Verb(
+    name="dashboard",
+    twin="mlopsnb.notebook.dashboard:dashboard",
+    summary="Show all deployments live: states, versions, traffic, drift; and buttons that ask before they do anything.",
+    options=(
+        Argument(name="target", kind="text", help="where to look; everywhere if left out", backend="target"),
+    ),
+    examples=("%dashboard", "board = %dashboard --target kubernetes"),
+)
+
 VERBS: dict[str, Verb] = {
     v.name: v
     for v in (
         *(EXPORT, LOG_MODEL, BUILD, DEPLOY, PREDICT, DEPLOYMENTS, ATTACH, LOGS, METRICS),
-        *(ROLLBACK, PROMOTE, SCALE, UNDEPLOY, CLEANUP, DRIFT),
+        *(ROLLBACK, PROMOTE, SCALE, UNDEPLOY, CLEANUP, DRIFT, DASHBOARD),
     )
 }
 

@@ -55,6 +55,28 @@ class Bar:
         return f"{'█' * round(self.share * _BAR):<{_BAR}} {self.share:4.0%}"
 
 
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """A number as text, and in HTML over a small picture; `picture` is HTML of ours."""
+
+    text: str
+    picture: str = ""
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A name, in the code font, and what goes with it; in HTML that is below, quietly."""
+
+    text: str
+    below: str
+
+    def __str__(self) -> str:
+        return f"{self.text} {self.below}"
+
+
 def cell(value: object) -> str:
     """Return *value* as HTML, escaped, with its line breaks."""
     text = escape(str(value)).replace("\n", "<br>")
@@ -69,15 +91,27 @@ def cell(value: object) -> str:
     if isinstance(value, Bar):
         bar = "█" * round(value.share * _BAR)
         return f'{value.share:.0%} <span aria-hidden="true" style="{_BAR_STYLE}">{bar}</span>'
+    if isinstance(value, Pair):
+        # Short names stay whole, long ones break.
+        style = f"{_MONO};display:inline-block;min-width:{min(len(value.text), 24)}ch;overflow-wrap:anywhere"
+        name = f'<span style="{style}">{escape(value.text)}</span>'
+        below = escape(unbroken(value.below))
+        return f'{name}<br><span style="{_QUIET};white-space:nowrap">{below}</span>'
+    if isinstance(value, Plot):
+        return f'<span style="white-space:nowrap">{text}</span><br>{value.picture}' if text else ""
     # Some pages let text break anywhere, blanks that must not break included.
     return f'<span style="white-space:nowrap">{text}</span>' if "\u00a0" in text else text
 
 
-def card(title: object, *parts: str, role: str = "") -> str:
-    """Return a titled block of HTML *parts*. *role* is its ARIA role, if it has one."""
+def card(title: object, *parts: str, role: str = "", wide: bool = False) -> str:
+    """Return a titled block of HTML *parts*. *role* is its ARIA role, if it has one.
+
+    It is as wide as text is read well, or *wide*: as its content, which scrolls where there is no room.
+    """
     attributes = f' role="{role}"' if role else ""
     head = f'<div style="padding:2px 0 3px 0"><strong>{cell(title)}</strong></div>'
-    return f'<div{attributes} style="{_CARD}">{head}{"".join(parts)}</div>'
+    style = _CARD.replace("max-width:60em", "overflow-x:auto") if wide else _CARD
+    return f'<div{attributes} style="{style}">{head}{"".join(parts)}</div>'
 
 
 def folded(summary: str, content: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import os
 import sys
 import threading
 import time
@@ -61,6 +62,9 @@ def choose(wanted: str, shell: Any) -> Mode:
         return wanted  # type: ignore[return-value]
     if getattr(shell, "kernel", None) is None:
         return "lines"
+    # Voilà runs a notebook as a program does, but for people, and says so in the kernel's environment.
+    if os.environ.get("SERVER_SOFTWARE", "").startswith("voila/") and find_spec("ipywidgets") is not None:
+        return "widget"
     content = (shell.get_parent() or {}).get("content", {})
     # Colab drops what a thread sends to a widget.
     if (
@@ -75,7 +79,14 @@ def choose(wanted: str, shell: Any) -> Mode:
 @contextmanager
 def following(title: str, *, mode: Mode, notes: tuple[str, ...] = ()) -> Iterator[None]:
     """Show the events of the enclosed block. A block that reports nothing shows nothing."""
-    run = _Run(Snapshot(title=title, notes=notes, started=time.monotonic()), _VIEWS[mode])
+    with followed(Snapshot(title=title, notes=notes, started=time.monotonic()), _VIEWS[mode]):
+        yield
+
+
+@contextmanager
+def followed(start: Snapshot, view: Callable[[Callable[[], Snapshot]], View]) -> Iterator[None]:
+    """Let *view* show the events of the enclosed block, on from the snapshot *start*."""
+    run = _Run(start, view)
     with reporting_to(run):
         try:
             yield
@@ -182,6 +193,24 @@ class Throttle:
         self._paint()
 
 
+class Output:
+    """One output of the cell, which can be put anew from any thread."""
+
+    def __init__(self) -> None:
+        self._id = uuid.uuid4().hex
+        self._open = False
+
+    def put(self, bundle: dict[str, Any]) -> None:
+        """Show *bundle*, MIME types and their data, in the place of what was shown before."""
+        from IPython.display import display, update_display
+
+        if self._open:
+            update_display(bundle, raw=True, display_id=self._id)
+        else:
+            self._open = True
+            display(bundle, raw=True, display_id=self._id)
+
+
 class DisplayView:
     """An output that is updated in place through its display id.
 
@@ -190,9 +219,8 @@ class DisplayView:
 
     def __init__(self, now: Callable[[], Snapshot]) -> None:
         self._now = now
-        self._id = uuid.uuid4().hex
+        self._publish = Output().put
         self._throttle = Throttle(self._try_to_paint)
-        self._open = False
         self._broken = False
 
     def show(self, event: Event) -> None:
@@ -222,15 +250,6 @@ class DisplayView:
 
     def _paint(self, now: Snapshot) -> None:
         self._publish(self._bundle(now))
-
-    def _publish(self, bundle: dict[str, Any]) -> None:
-        from IPython.display import display, update_display
-
-        if self._open:
-            update_display(bundle, raw=True, display_id=self._id)
-        else:
-            self._open = True
-            display(bundle, raw=True, display_id=self._id)
 
     @staticmethod
     def _bundle(now: Snapshot) -> dict[str, Any]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from http.client import HTTPConnection
 from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 import torch
-from real_lab import TOKEN, Page, chromium, jupyterlab, screenshot, write_notebook
+from real_lab import TOKEN, Page, chromium, jupyterlab, own_home, screenshot, write_notebook
 
 import mlopsnb as ml
 
@@ -45,20 +44,7 @@ ACTIVE = ".jp-Notebook .jp-Cell.jp-mod-active .cm-content"
 def place(tmp_path_factory, empty_store):
     """A home in which `lab` is deployed."""
     place = tmp_path_factory.mktemp("lab")
-    (place / "work").mkdir()
-    shutil.copy(empty_store, place / "mlflow.db")
-    own = {
-        "MLOPSNB_STATE_DIR": str(place / "state"),
-        "MLOPSNB_CACHE_DIR": str(place / "cache"),
-        "MLFLOW_TRACKING_URI": f"sqlite:///{place / 'mlflow.db'}",
-        # What else is deployed by this machine's user is none of these tests' business.
-        "DOCKER_HOST": f"unix://{place / 'none.sock'}",
-        "KUBECONFIG": str(place / "none"),
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in own.items():
-            patch.setenv(name, value)
-        patch.chdir(place / "work")
+    with own_home(place, empty_store) as own:
         deployed = ml.deploy(torch.nn.Linear(4, 2), name="lab", example=np.zeros((2, 4), "float32"))
     yield place, own, deployed
     deployed.delete()

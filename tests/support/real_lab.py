@@ -32,6 +32,28 @@ def write_notebook(path: Path, *cells: str) -> None:
 
 
 @contextlib.contextmanager
+def own_home(place: Path, store: Path) -> Iterator[dict[str, str]]:
+    """Work in *place* with an MLflow store that is a copy of *store*; yield the variables that say so.
+
+    What else is deployed by this machine's user is none of a test's business: there is no engine and no cluster.
+    """
+    (place / "work").mkdir()
+    shutil.copy(store, place / "mlflow.db")
+    own = {
+        "MLOPSNB_STATE_DIR": str(place / "state"),
+        "MLOPSNB_CACHE_DIR": str(place / "cache"),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{place / 'mlflow.db'}",
+        "DOCKER_HOST": f"unix://{place / 'none.sock'}",
+        "KUBECONFIG": str(place / "none"),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in own.items():
+            patch.setenv(name, value)
+        patch.chdir(place / "work")
+        yield own
+
+
+@contextlib.contextmanager
 def jupyterlab(home: Path, work: Path, **environment: str) -> Iterator[str]:
     """Yield the address of a JupyterLab that serves the directory *work* and has this checkout's extension."""
     news = home / "settings" / "@jupyterlab" / "apputils-extension"
