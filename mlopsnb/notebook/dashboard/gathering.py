@@ -295,7 +295,7 @@ class _OfTarget:
             self._watch.found(key, lambda row: _with_drift(row, revision.id, lambda _: known))
             return
         try:
-            report = live_drift(target, key[1], revision, seconds=None, threshold=0.1, q=0.05)
+            report = live_drift(target, key[1], revision.id, seconds=None, threshold=0.1, q=0.05)
         except Exception as exc:  # noqa: BLE001  drift that cannot be told must not stop the rest
             unknown = Drift(why=said(exc))
             if isinstance(exc, UserError):  # the package has no reference, and never will

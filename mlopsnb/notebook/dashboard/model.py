@@ -141,7 +141,7 @@ def _on(before: Row | None, windows: Mapping[int, Window]) -> dict[int, tuple[Wi
 
 def _lines(known: Mapping[str, Line], windows: Sequence[Window]) -> dict[str, Line]:
     """Return the figures of *windows*; those that are *known* already, from before the last one, are not made again."""
-    lines = {}
+    lines: dict[str, Line] = {}
     for name in DRAWN:
         before = known.get(name, ())
         new = windows[-1:] if before else windows
