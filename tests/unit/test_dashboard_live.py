@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 from boards import CANARY, EVIL, Pretend, release, revision
+from traffic_pages import window
 
 import mlopsnb as ml
 from mlopsnb import plugins
@@ -24,13 +25,7 @@ def targets(monkeypatch):
     """Targets by name; `pretend` has a canary of `fraud` under way, and `quiet`."""
     quiet = release(revision(1), name="quiet", target="pretend")
     known = {"pretend": Pretend(replace(CANARY, target="pretend"), quiet)}
-
-    def create(kind, name):
-        if kind == "tracker":
-            raise UserError("no reference here")
-        return known[name]
-
-    monkeypatch.setattr(plugins, "create", create)
+    monkeypatch.setattr(plugins, "create", lambda kind, name: known[name])
     monkeypatch.setattr(plugins, "available", lambda kind: known)
     return known
 
@@ -130,7 +125,24 @@ def until(one, known):
 
 def test_drift_that_cannot_be_told_says_why(targets, watch):
     board = until(watch(), lambda board: by_name(board)["fraud"].drift.keys() == {1, 2})
-    assert by_name(board)["fraud"].drift == dict.fromkeys((1, 2), Drift(why="no reference here"))
+    drift = by_name(board)["fraud"].drift[1]
+    assert (drift.report, drift.short) == (None, "not known")
+    assert drift.why.startswith("replica pod-a tells no counters")
+
+
+def test_what_has_no_reference_is_asked_once(targets, watch, monkeypatch):
+    asked = []
+
+    def live_drift(target, name, revision, **options):
+        asked.append((name, revision))
+        raise UserError("no reference")
+
+    monkeypatch.setattr(gathering, "DRIFT_EVERY", 0.01)
+    monkeypatch.setattr(gathering, "live_drift", live_drift)
+    one, looks = watch(), []
+    board = until(one, lambda board: looks.append(1) or (len(looks) > 10 and by_name(board)["quiet"].drift))
+    assert by_name(board)["quiet"].drift == {1: Drift(why="no reference", short="no reference")}
+    assert len(asked) == len(set(asked))
 
 
 def test_the_log_of_one_is_read_without_what_looks_secret(targets, watch):
@@ -144,7 +156,7 @@ def test_the_log_of_one_is_read_without_what_looks_secret(targets, watch):
 
 def test_lines_come_from_prometheus_where_it_is_named(targets, watch, monkeypatch):
     monkeypatch.setenv("MLOPSNB_PROMETHEUS", "http://prometheus:9090")
-    asked, points = [], ("a window",)
+    asked, points = [], (window(10), window(20))
 
     def windows(address, of, seconds):
         asked.append((address, of.name))
@@ -341,5 +353,5 @@ def test_one_that_is_gone_is_not_chosen_any_longer(press, live, targets, monkeyp
     panel._watch.ended("pretend", ["quiet"])
     panel._watch.ended("pretend", ["quiet"])
     panel._paint()
-    assert panel._widgets.pick.value is None
+    assert panel._widgets.pick.label == "choose one …"
     assert panel._widgets.detail.layout.display == "none"

@@ -241,11 +241,10 @@ class _OfTarget:
         key, at = (self._kind, name), time.time()
         try:
             look = self._seen(target, name)
+            self._watch.found(key, lambda row: model.after(row, look))
         except Exception as exc:  # noqa: BLE001  one deployment must not stop the others
             why = said(exc)
             self._watch.found(key, lambda row: model.failed(row, key, why, at))
-        else:
-            self._watch.found(key, lambda row: model.after(row, look))
 
     def _seen(self, target: Target, name: str) -> Look:
         release = target.observe(name)
@@ -296,16 +295,14 @@ class _OfTarget:
             return
         try:
             report = live_drift(target, key[1], revision.id, seconds=None, threshold=0.1, q=0.05)
+            self._watch.found(
+                key, lambda row: _with_drift(row, revision.id, lambda old: old.after(report, time.time()))
+            )
         except Exception as exc:  # noqa: BLE001  drift that cannot be told must not stop the rest
             unknown = Drift(why=said(exc))
             if isinstance(exc, UserError):  # the package has no reference, and never will
-                self._hopeless[revision.digest] = unknown
+                unknown = self._hopeless[revision.digest] = replace(unknown, short="no reference")
             self._watch.found(key, lambda row: _with_drift(row, revision.id, lambda _: unknown))
-        else:
-            now = time.time()
-            self._watch.found(
-                key, lambda row: _with_drift(row, revision.id, lambda old: old.after(report, now))
-            )
 
 
 def _with_drift(row: Row | None, revision: int, make: Callable[[Drift], Drift]) -> Row | None:

@@ -38,12 +38,13 @@ Key = tuple[str, str]
 class Drift:
     """What is known of one revision's drift. `points` are Unix seconds and the worst feature's severity, 1 being drift.
 
-    Without a report `why` says in a few words why there is none.
+    Without a report `why` says why there is none, and `short` so in a word or two.
     """
 
     report: DriftReport | None = None
     points: tuple[tuple[float, float], ...] = ()
     why: str = ""
+    short: str = "not known"
 
     def after(self, report: DriftReport, at: float) -> Drift:
         """Return what is known once *report* was made *at* that time."""
@@ -109,7 +110,7 @@ class Board:
     away: Mapping[str, str] = field(default_factory=dict)
     waiting: tuple[str, ...] = ()
 
-    def row(self, key: Key | None) -> Row | None:
+    def row(self, key: Key) -> Row | None:
         """Return the deployment *key*, or None."""
         return next((row for row in self.rows if row.key == key), None)
 

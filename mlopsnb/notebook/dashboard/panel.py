@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_ALL = "choose one …"
+_NONE: Key = ("", "")
+"""Stands for no deployment in the list to choose from."""
+
 _TABS = ("traffic", "replicas", "log", "history", "drift")
 
 
@@ -45,7 +47,7 @@ class Panel:
         self._lock = threading.RLock()
         self._painting = False
         self._painted: Board | None = None
-        self._chosen: Key | None = None
+        self._chosen = _NONE
         self._asked: Question | None = None
         self._acting: Callable[[], Snapshot] | None = None
         self._widgets: _Widgets | None = None
@@ -98,7 +100,7 @@ class Panel:
         for act, button in widgets.acts.items():
             button.on_click(lambda _, act=act: self._ask(act))
 
-    def _choose(self, key: Key | None) -> None:
+    def _choose(self, key: Key) -> None:
         with self._lock:
             if self._painting or key == self._chosen:
                 return
@@ -173,9 +175,12 @@ class Panel:
                 self._painting = False
 
     def _paint_choice(self, widgets: _Widgets, board: Board) -> None:
-        options = [(_ALL, None), *((f"{row.key[1]} on {row.key[0]}", row.key) for row in board.rows)]
-        if self._chosen is not None and board.row(self._chosen) is None:
-            self._chosen = self._asked = None
+        options = [
+            ("choose one …", _NONE),
+            *((f"{row.key[1]} on {row.key[0]}", row.key) for row in board.rows),
+        ]
+        if self._chosen != _NONE and board.row(self._chosen) is None:
+            self._chosen, self._asked = _NONE, None
             self._watch.follow(None)
         if list(widgets.pick.options) != options:
             widgets.pick.options = options

@@ -139,7 +139,7 @@ def _drift(drift: Drift | None) -> Plot:
         return Plot("…")
     report = drift.report
     if report is None:
-        return Plot("- not known")
+        return Plot(f"- {drift.short}")
     if report.state in ("no-data", "skipped"):
         return Plot(f"{SYMBOLS[report.state]} too little data")
     count = f"{len(report.drifted) or 'none'} of {len(report.rows)}"
