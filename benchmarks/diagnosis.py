@@ -5,7 +5,9 @@
 Each deployment of `tests/support/failing_deployments.py` is started on the cluster of the current context (or
 MLOPSNB_CONTEXT) and waited for with `wait_ready`. Beside it, connections of their own watch the namespace raw: the first
 sign is when these have the status or the event of which the failure can be known. Both times are of one clock, this
-process's. Printed are, for each: how long after the first sign the failure was told (shown as progress), and how long
+process's. What an administrator forbids (a quota, a limit range, admission webhooks, Pod Security in the words of its
+own webhook) is set up in a namespace of its own, if MLOPSNB_TEST_CONTEXT names the context of one; a right that is missing
+is told by the answer to the request itself, which is timed. Printed are, for each: how long after the first sign the failure was told (shown as progress), and how long
 after it the wait was given up. What may pass by itself is given up later than it is told, by the grace of its verdict.
 """
 
@@ -14,6 +16,7 @@ from __future__ import annotations
 import os
 import secrets
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -22,12 +25,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
+import administrator
 import failing_deployments as failing
 
 from mlopsnb.errors import DeployError, NotReady
 from mlopsnb.events import reporting_to
 from mlopsnb.settings import settings
 from mlopsnb.targets.cluster import Cluster
+from mlopsnb.targets.cluster_errors import Forbidden
+from mlopsnb.targets.kubernetes import Kubernetes
 from mlopsnb.targets.verdicts import condition, items, name_of, text
 from mlopsnb.targets.watching import wait_ready
 
@@ -76,10 +82,10 @@ def sign(case, kind, found):
 class Raw:
     """The first sign of each failure, as connections of their own have it."""
 
-    def __init__(self, context, cases):
+    def __init__(self, context, cases, namespace):
         self.cases, self.first, self.ended = cases, {}, threading.Event()
         self.threads = [
-            threading.Thread(target=self.follow, args=[Cluster(context), api, kind], daemon=True)
+            threading.Thread(target=self.follow, args=[Cluster(context, namespace), api, kind], daemon=True)
             for api, kind in (
                 ("v1", "Pod"),
                 ("v1", "Event"),
@@ -140,13 +146,35 @@ def main():
                 worst = max(worst, run(context, cluster, make(prefix, base), prefix))
     finally:
         cluster.delete("v1", "Secret", f"{prefix}-some")
+    if admin := os.environ.get("MLOPSNB_TEST_CONTEXT"):
+        with administrator.space(admin, prefix) as forbidding, tempfile.TemporaryDirectory() as place:
+            with administrator.rules(forbidding, prefix, Path(place)):
+                cases = administrator.forbidden(prefix, base)
+                worst = max(worst, run(admin, forbidding, cases, prefix, prefix))
+            worst = max(worst, missing_right(context, prefix))
     print(f"slowest: {worst:.2f} s after the first sign (target: under {TARGET_SECONDS:g} s)")
 
 
-def run(context, cluster, cases, prefix):
+def missing_right(context, namespace):
+    """Deploy where that is not allowed; print and return the seconds until it was told."""
+    target = Kubernetes(context=context, namespace=namespace)
+    began = time.monotonic()
+    try:
+        target.delivery()
+    except Forbidden as exc:
+        told = time.monotonic() - began
+        print(f"{'right':12} {type(exc).__name__:28} {told:9.2f}s {told:14.2f}s", flush=True)
+        return told
+    print(f"{'right':12} (whoever runs this may do everything)")
+    return 0.0
+
+
+def run(context, cluster, cases, prefix, namespace=""):
     """Start *cases* together; print a line for each, and return the longest time until one was told."""
-    raw = Raw(context, cases)
-    own = [Cluster(context) for _ in cases]  # as in a deploy, where it is there before anything is started
+    raw = Raw(context, cases, namespace)
+    own = [
+        Cluster(context, namespace) for _ in cases
+    ]  # as in a deploy, where it is there before anything is started
     for each in own:
         each.request("GET", "/version")
     try:

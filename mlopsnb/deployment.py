@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mlopsnb import checking, plugins, rollout
 from mlopsnb.errors import DeployError, MlopsnbError, UserError, nearest
 from mlopsnb.events import step, told_as
-from mlopsnb.rollout import Action, Check, Forget, Gate, Scale, Shift, Start, Stop
+from mlopsnb.rollout import Action, Check, Forget, Gate, Route, Scale, Shift, Start, Stop
 from mlopsnb.settings import settings
 
 if TYPE_CHECKING:
@@ -75,6 +75,10 @@ def _carry_out(target: Target, name: str, action: Action, timeout: float) -> Non
             with step("route") as log:
                 target.apply(name, action, timeout=timeout)
                 log.result = _shares(target.observe(name), weights)
+        case Route(revision_id, match):
+            with step("route") as log:
+                target.apply(name, action, timeout=timeout)
+                log.result = f"{match} → revision {revision_id}"
         case Scale(_, replicas):
             with step("scale") as log:
                 target.apply(name, action, timeout=timeout)

@@ -132,6 +132,7 @@ def deploy(
     ttl: float | str | None = None,
     strategy: str | None = None,
     canary: int | Sequence[int] | str | None = None,
+    match: str | None = None,
     gate: str | None = None,
     pause: float | str | None = None,
     force: bool = False,
@@ -173,9 +174,13 @@ def deploy(
         network_policy: let in only what the cluster's policies allow.
         platform: what serves it on a cluster: `kubernetes`, which needs nothing more, or `kserve`.
         ttl: how long it may stay before a clean-up removes it: seconds, or `"7d"`.
-        strategy: `rolling` (the default), `blue-green` or `canary`.
+        strategy: `rolling` (the default), `blue-green` or `canary`; behind a Gateway also `ab` and `shadow`, which gets
+            a copy of every request and answers nobody. Both stay until `promote()` or `rollback()`.
         canary: the canary's shares of the traffic in percent. `10` stays there until `promote()` or `rollback()`;
             `(10, 50)` goes on by itself, with a gate or a pause at each, and then gets all.
+        match: which requests are for the new revision of an `ab`: those with a header (`"header:X-Group=b"`, or
+            `"header:X-User=~[0-3]$"` by a regular expression), or so many percent of the sessions (`"session:20"`), each
+            of which stays where it was sent first.
         gate: what the new revision has to keep under real traffic, such as ``error_rate<0.01 and p99_ms<200``: a canary
             at each of its shares, otherwise after the switch while the old one still runs. If it does not, the old one
             serves on.
@@ -195,7 +200,7 @@ def deploy(
     chosen = settings(target=target, timeout=timeout)
     backend: Target = plugins.create("target", chosen.target)
     name = check_name(name or shipping.title(what) or name_of(what, of="a deployment"))
-    how = strategies.choose(strategy=strategy, canary=canary, gate=gate, pause=pause)
+    how = strategies.choose(strategy=strategy, canary=canary, match=match, gate=gate, pause=pause)
     workload = workloads.read(
         replicas=replicas,
         min_replicas=min_replicas,
@@ -214,7 +219,7 @@ def deploy(
         ttl=ttl,
     )
     workloads.check(workload, backend.takes(), chosen.target)
-    how.check(backend, name, chosen.target)
+    how.check(backend, name, chosen.target, expose=workload.expose)
     draft = Revision(
         id=0,
         source="",

@@ -185,7 +185,7 @@ class Revision:
 class Release:
     """What a target knows under one name: its revisions, oldest first, and who gets the traffic.
 
-    `weights` maps revision ids to percent. `url` is where clients send requests, `grpc` where those of gRPC connect
+    `weights` maps revision ids to percent, `routes` those of revisions beside them to what sends them requests. `url` is where clients send requests, `grpc` where those of gRPC connect
     (`HOST:PORT`); None if nothing serves.
     """
 
@@ -193,5 +193,6 @@ class Release:
     target: str
     revisions: tuple[Revision, ...] = ()
     weights: Mapping[int, int] = field(default_factory=dict)
+    routes: Mapping[int, str] = field(default_factory=dict)
     url: str | None = None
     grpc: str | None = None

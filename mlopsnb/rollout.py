@@ -70,7 +70,15 @@ class Forget:
     """Stop all revisions and remove the name, its history and its files."""
 
 
-Action = Start | Check | Gate | Shift | Scale | Stop | Forget
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Send to the revision what *match* says (see `matching`) of the traffic, which stays with who has it."""
+
+    revision_id: int
+    match: str
+
+
+Action = Start | Check | Gate | Shift | Route | Scale | Stop | Forget
 
 
 def running(release: Release) -> tuple[Revision, ...]:
@@ -111,13 +119,14 @@ def next_id(release: Release) -> int:
 def trial(release: Release) -> tuple[Revision, Revision] | None:
     """Return the stable revision and the canary if the traffic is split between them, else None.
 
-    The canary is the newest revision with traffic, however much it has; the stable one has most of the rest.
+    The canary is the newest revision with traffic, however much it has, and whether that is a share, what a rule sends
+    it, or a copy; the stable one has most of the rest.
     """
-    live = [r for r in running(release) if release.weights.get(r.id)]
+    live = [r for r in running(release) if release.weights.get(r.id) or r.id in release.routes]
     if len(live) < 2:
         return None
     *others, canary = sorted(live, key=lambda r: r.id)
-    return max(others, key=lambda r: release.weights[r.id]), canary
+    return max(others, key=lambda r: release.weights.get(r.id, 0)), canary
 
 
 def rolling(now: Release, new: Revision, *, gate: str = "", pause: float = 0.0) -> Iterator[Action]:
@@ -170,6 +179,19 @@ def canary(
     yield from _switch(now, new, "", 0.0)
 
 
+def beside(now: Release, new: Revision, *, match: str) -> Iterator[Action]:
+    """New beside old, proved, then what *match* says of the traffic, until somebody promotes it or rolls it back.
+
+    With nothing to stand beside it is a rolling deploy.
+    """
+    if serving(now) is None:
+        yield from rolling(now, new)
+        return
+    yield Start(new)
+    yield Check(new.id)
+    yield Route(new.id, match)
+
+
 def promote(now: Release) -> Iterator[Action]:
     """Give the canary all traffic and stop the others; nothing if there is none."""
     if pair := trial(now):
@@ -215,8 +237,10 @@ def restore(now: Release, before: Release) -> Iterator[Action]:
     alive = {r.id: r for r in running(now)}
     kept = {r.id: r for r in running(before) if r.id in alive}
     weights = _whole({k: w for k, w in before.weights.items() if k in kept})
-    if weights and weights != now.weights:
+    routes = {n: match for n, match in before.routes.items() if n in kept}
+    if weights and (weights != now.weights or routes != now.routes):
         yield Shift(weights)
+        yield from (Route(n, match) for n, match in routes.items())
     for number, revision in kept.items():
         if revision.workload.replicas != alive[number].workload.replicas:
             yield Scale(number, revision.workload.replicas)

@@ -195,6 +195,7 @@ def _split(release: Any) -> list[Row]:
         return []
     roles = {pair[0].id: " (stable)", pair[1].id: " (canary)"}
     shares = [f"revision {r}{roles.get(r, '')}: {w} %" for r, w in sorted(release.weights.items())]
+    shares += [f"revision {r}{roles.get(r, '')}: {match}" for r, match in sorted(release.routes.items())]
     return [("traffic", ", ".join(shares))]
 
 

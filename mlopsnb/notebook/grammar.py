@@ -212,7 +212,10 @@ DEPLOY = Verb(
             name="strategy",
             kind="text",
             help="how it takes over; rolling if left out",
-            choices=("rolling", "blue-green", "canary"),
+            choices=("rolling", "blue-green", "canary", "ab", "shadow"),
+        ),
+        Argument(
+            name="match", kind="text", help="the requests for the new one of an ab, such as header:X-Group=b"
         ),
         Argument(
             name="canary",

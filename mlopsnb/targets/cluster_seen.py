@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mlopsnb.records import Origin, Release, Revision, RevisionState, Workload
+from mlopsnb.targets import gateway_manifests as gateway
 from mlopsnb.targets.cluster_history import History, State
+from mlopsnb.targets.gateway_manifests import BESIDE
 from mlopsnb.targets.manifests import MANAGED, NAME, POOL, REVISION
 from mlopsnb.targets.shares import percent_of
 
@@ -23,6 +25,7 @@ class Seen:
     state: State
     deployments: Mapping[int, Object]
     service: Object | None
+    route: Object | None = None
 
     @property
     def replicas(self) -> dict[int, int]:
@@ -49,6 +52,13 @@ class Seen:
             return {pinned: 100} if pinned in self.alive else {}
         return percent_of({n: count for n, count in self.alive.items() if self.pool(n) == "main"})
 
+    @property
+    def routes(self) -> dict[int, str]:
+        """Who stands beside those with the traffic, and what the Gateway sends it of that."""
+        said = ((self.route or {}).get("metadata", {}).get("annotations") or {}).get(BESIDE, "")
+        number, _, match = said.partition(" ")
+        return {int(number): match} if number.isdecimal() and int(number) in self.alive else {}
+
     def pool(self, revision_id: int) -> str:
         """Return the pool that the pods of a revision are in."""
         found = self.deployments[revision_id]["spec"]["template"]["metadata"]["labels"]
@@ -68,6 +78,7 @@ class Seen:
             target="kubernetes",
             revisions=revisions,
             weights=self.weights,
+            routes=self.routes,
             url=url,
             grpc=grpc,
         )
@@ -89,12 +100,15 @@ def look(cluster: Cluster, name: str) -> Seen:
     """Look at *name* once."""
     found = cluster.list("apps/v1", "Deployment", labels=f"{MANAGED},{NAME}={name}")
     mine = {_number(d): d for d in found if "deletionTimestamp" not in d["metadata"]}
-    return Seen(
+    seen = Seen(
         name=name,
         state=History(cluster, name).read(),
         deployments=dict(sorted(mine.items())),
         service=cluster.get("v1", "Service", name),
     )
+    if any(seen.revision(n).workload.expose == "gateway" for n in seen.weights):
+        return replace(seen, route=cluster.get(gateway.API, gateway.KIND, name))
+    return seen
 
 
 def _number(deployment: Object) -> int:

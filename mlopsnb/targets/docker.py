@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from mlopsnb.errors import DeployError
 from mlopsnb.records import Release
-from mlopsnb.rollout import Action, Check, Forget, Gate, Scale, Shift, Start, Stop
+from mlopsnb.rollout import Action, Check, Forget, Gate, Route, Scale, Shift, Start, Stop
 from mlopsnb.settings import settings
 from mlopsnb.targets import claims
 from mlopsnb.targets.asking import get
@@ -103,8 +103,8 @@ class Docker:
                 self._stop(name, revision_id, failed=failed)
             case Forget():
                 self._forget(name)
-            case Check() | Gate():
-                raise AssertionError("checks and gates are made by whoever carries out the plan")
+            case Check() | Gate() | Route():
+                raise AssertionError("made by whoever carries out the plan, or by none without a Gateway")
 
     # ------------------------------------------------------------------------------------------ look
     def logs(self, name: str, revision_id: int) -> Iterator[str]:

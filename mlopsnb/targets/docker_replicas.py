@@ -71,6 +71,7 @@ def launch(
     for number in numbers:
         name = home.called(spec.alias(revision.id, number))
         made[number] = daemon.create(name, spec.replica(home, revision, number, runtime))
+        daemon.write(made[number], spec.STATE, {"data": None}, runtime.ids)
     for container in made.values():
         daemon.start(container)
     _Launch(daemon, home.name, revision, runtime).wait(made.values(), timeout)

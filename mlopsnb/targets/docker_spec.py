@@ -21,10 +21,10 @@ HTTP_PORT, GRPC_PORT = 8080, 8081
 
 HOST = "127.0.0.1"
 STATE = "/var/lib/mlopsnb"
-"""Where a gateway's volume is mounted."""
+"""Where a container's volume is mounted: of a gateway its state, of a replica what it counts of live rows."""
 
 DATA = f"{STATE}/data"
-"""The directory in it that is the gateway's own."""
+"""The directory in it that is the server's own."""
 
 Role = Literal["replica", "http", "grpc"]
 """What a container is for: to serve a revision, or to be the port for HTTP or gRPC."""
@@ -97,6 +97,8 @@ def replica(home: Home, revision: Revision, number: int, runtime: Runtime) -> di
             **_safe(home),
             **limits,
             "Tmpfs": {"/tmp": _TMP},  # noqa: S108  of the container
+            # Without a name it goes with the container, and outlives that one's restarts, unlike what is in memory.
+            "Mounts": [{"Type": "volume", "Target": STATE}],
             "RestartPolicy": {"Name": "no"},
         },
         "NetworkingConfig": _network(home, alias(revision.id, number)),
@@ -158,6 +160,7 @@ def _labels(revision: Revision, number: int) -> dict[str, str]:
 def _arguments(name: str, revision: Revision) -> list[str]:
     """Return what is added to the image's own command. An option that comes twice counts as it came last."""
     words = ["--name", name, "--version", version(revision), "--workers", str(revision.workers)]
+    words += ["--profile-dir", DATA]
     if revision.cache_bytes:
         words += ["--cache-bytes", str(revision.cache_bytes)]
     return words

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mlopsnb.errors import DeployError, NotReady, UserError
-from mlopsnb.rollout import Check, Forget, Gate, Scale, Shift, Start, Stop
+from mlopsnb.rollout import Check, Forget, Gate, Route, Scale, Shift, Start, Stop
 from mlopsnb.targets import cluster_pods, manifests, rights
 from mlopsnb.targets.cluster_errors import Forbidden
 from mlopsnb.targets.cluster_history import Entry, History
@@ -95,8 +95,8 @@ class KServe:
                 self._stop(name, revision_id, failed=failed)
             case Forget():
                 self._forget(name, timeout)
-            case Check() | Gate():
-                raise AssertionError("checks and gates are made by whoever carries out the plan")
+            case Check() | Gate() | Route():
+                raise AssertionError("made by whoever carries out the plan, or by none without a Gateway")
 
     def _look(self, name: str) -> Served:
         state, found = History(self._cluster, name).read(), None

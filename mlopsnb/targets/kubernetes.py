@@ -8,15 +8,17 @@ and what had traffic serves until nobody sends it any.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
-from mlopsnb.errors import DeployError, UserError
+from mlopsnb import matching
+from mlopsnb.errors import DeployError, NotReady, UserError
 from mlopsnb.records import Workload
-from mlopsnb.rollout import Action, Check, Forget, Gate, Scale, Shift, Start, Stop
+from mlopsnb.rollout import Action, Check, Forget, Gate, Route, Scale, Shift, Start, Stop
 from mlopsnb.settings import settings
 from mlopsnb.targets import cluster_history, cluster_images, cluster_pods, manifests, rights
+from mlopsnb.targets import gateway_manifests as gateway
 from mlopsnb.targets.cluster import Cluster, Object
 from mlopsnb.targets.cluster_addresses import Addresses
 from mlopsnb.targets.cluster_claims import Claim
@@ -27,6 +29,7 @@ from mlopsnb.targets.forwarding import Forward
 from mlopsnb.targets.kserve import KServe
 from mlopsnb.targets.manifests import HTTP_PORT, MANAGED, NAME, workload_name
 from mlopsnb.targets.shares import replicas_for
+from mlopsnb.targets.turnover import is_no_room, ready, resize, turn_over
 from mlopsnb.targets.watching import wait_ready
 
 if TYPE_CHECKING:
@@ -128,6 +131,8 @@ class Kubernetes:
                 self._start(name, revision, timeout)
             case Shift(weights):
                 self._shift(name, weights, timeout)
+            case Route(revision_id, match):
+                self._route(name, revision_id, match, timeout)
             case Scale(revision_id, replicas):
                 self._scale(name, revision_id, replicas, timeout)
             case Stop(revision_id, failed):
@@ -202,13 +207,14 @@ class Kubernetes:
 
     def _gateway(self) -> str:
         """Return the name of the one Gateway that the namespace has."""
-        api = "gateway.networking.k8s.io/v1"
-        if not self._cluster.serves(api, "HTTPRoute"):
+        if not self._cluster.serves(gateway.API, gateway.KIND):
             raise DeployError(
-                "expose='gateway' needs the Gateway API, which this cluster does not have",
-                hint="expose='ingress', 'loadbalancer' or 'nodeport' need no more than Kubernetes",
+                "expose='gateway' needs the Gateway API: the cluster of context "
+                f"{self._cluster.context!r} has no CRD httproutes.gateway.networking.k8s.io ({gateway.API})",
+                hint="ask its administrator for the Gateway API and a controller of it; "
+                "expose='ingress', 'loadbalancer' or 'nodeport' need no more than Kubernetes",
             )
-        found = [g["metadata"]["name"] for g in self._cluster.list(api, "Gateway")]
+        found = [g["metadata"]["name"] for g in self._cluster.list(gateway.API, "Gateway")]
         if len(found) != 1:
             raise DeployError(
                 f"expose='gateway' needs one Gateway in namespace {self._cluster.namespace!r}; "
@@ -230,12 +236,19 @@ class Kubernetes:
         if shared:
             self._remove(self._autoscaler(name))
         for number, count in counts.items():
-            self._ready(name, seen, number, count, timeout, join=shared)
+            try:
+                self._ready(name, seen, number, count, timeout, join=shared)
+            except NotReady as exc:
+                if shared or not is_no_room(exc):
+                    raise
+                self._turn_over(name, seen, top, count, exc, timeout)
         self._cluster.apply(manifests.service(name, top, pinned=not shared))
-        self._await_endpoints(name, weights)
+        self._await_endpoints(name, name, weights)
         self._surround(name, top, shared=shared)
+        for number in seen.routes:  # the route has let go of it by now
+            self._cluster.delete("v1", "Service", workload_name(name, number))
         for number, count in _smaller(seen, counts, shared=shared).items():
-            self._resize(name, number, count)
+            resize(self._cluster, name, number, count)
         self._history(name).update(lambda s: replace(s, weights=dict(weights)))
 
     def _ready(self, name: str, seen: Seen, number: int, count: int, timeout: float, *, join: bool) -> None:
@@ -249,13 +262,49 @@ class Kubernetes:
                 manifests.deployment(name, revision, self._traits(revision), replicas=count, seconds=timeout)
             )
         elif seen.replicas[number] < count:
-            self._resize(name, number, count)
+            resize(self._cluster, name, number, count)
         if joins or seen.deployments[number].get("status", {}).get("readyReplicas", 0) < count:
             wait_ready(self._cluster, deployment, timeout=timeout, step="route")
 
-    def _await_endpoints(self, name: str, weights: Mapping[int, int]) -> None:
-        """Wait until the cluster has seen that the Service has pods of these revisions, and if it is one of no other."""
-        prefixes = [f"{workload_name(name, n)}-" for n in weights]
+    def _route(self, name: str, number: int, told: str, timeout: float) -> None:
+        """Have the Gateway send a revision what was *told*, beside the one that has the traffic."""
+        seen, match = look(self._cluster, name), matching.parse(told)
+        if number not in seen.deployments or not seen.weights:
+            raise DeployError(f"revision {number} of {name!r} does not run", hint="deploy it again")
+        new, top = seen.revision(number), seen.revision(max(seen.weights, key=seen.weights.__getitem__))
+        plain = manifests.route(name, top, self._traits(top))
+        if plain is None:
+            raise DeployError(
+                f"{name!r} is served without a Gateway, so nothing can choose among its requests",
+                hint="deploy what serves with expose='gateway' first",
+            )
+        self._ready(name, seen, number, manifests.least(new.workload), timeout, join=False)
+        self._cluster.apply(gateway.own_service(name, new))
+        self._await_endpoints(workload_name(name, number), name, [number])
+        stored = self._cluster.apply(gateway.beside(plain, name, new, match, told))
+        if match.kind == "session" and "sessionPersistence" not in stored["spec"]["rules"][0]:
+            raise DeployError(
+                "match='session:…' needs HTTPRoute's field sessionPersistence, which the Gateway API of this cluster lacks",
+                hint="ask the administrator for its experimental channel, or match a header: match='header:X-Group=b'",
+            )
+
+    def _turn_over(
+        self, name: str, seen: Seen, new: Revision, count: int, exc: NotReady, timeout: float
+    ) -> None:
+        """Give *new* the room of what has the traffic, replica by replica, if some of its own are ready; else raise *exc*."""
+        old = {n: seen.replicas[n] for n in seen.weights if n != new.id}
+        some = ready(self._cluster, name, new.id)
+        if not old or not some or any(seen.pool(n) != "main" for n in (new.id, *old)):
+            raise exc
+        resize(self._cluster, name, new.id, some)
+        self._remove(self._autoscaler(name))
+        self._cluster.apply(manifests.service(name, new, pinned=False))
+        self._await_endpoints(name, name, {new.id, *old})
+        turn_over(self._cluster, name, new=new.id, wanted=count, old=old, timeout=timeout)
+
+    def _await_endpoints(self, service: str, name: str, revisions: Collection[int]) -> None:
+        """Wait until the cluster has seen that a Service has pods of these revisions, and if it is one of no other."""
+        prefixes = [f"{workload_name(name, n)}-" for n in revisions]
 
         def routed(endpoints: Sequence[Object]) -> bool:
             subsets = [s for e in endpoints for s in e.get("subsets") or ()]
@@ -266,7 +315,7 @@ class Kubernetes:
             return alone and all(any(pod.startswith(p) for pod in ready) for p in prefixes)
 
         with contextlib.suppress(TimeoutError, Forbidden):
-            one = f"metadata.name={name}"
+            one = f"metadata.name={service}"
             self._cluster.until("v1", "Endpoints", routed, fields=one, seconds=_ENDPOINT_SECONDS)
 
     def _surround(self, name: str, top: Revision, *, shared: bool) -> None:
@@ -290,8 +339,8 @@ class Kubernetes:
         yield budget, "PodDisruptionBudget", name
         yield "networking.k8s.io/v1", "NetworkPolicy", name
         yield "networking.k8s.io/v1", "Ingress", name
-        if self._cluster.serves("gateway.networking.k8s.io/v1", "HTTPRoute"):
-            yield "gateway.networking.k8s.io/v1", "HTTPRoute", name
+        if self._cluster.serves(gateway.API, gateway.KIND):
+            yield gateway.API, gateway.KIND, name
 
     def _remove(self, kinds: Iterator[tuple[str, str, str]] | Sequence[tuple[str, str, str]]) -> None:
         """Remove objects if they are there; those of kinds that we may not remove, we cannot have made."""
@@ -300,10 +349,6 @@ class Kubernetes:
                 self._cluster.delete(api, kind, name)
 
     # ------------------------------------------------------------------------------------------ size, end
-    def _resize(self, name: str, number: int, count: int) -> None:
-        changes = {"spec": {"replicas": count}}
-        self._cluster.merge("apps/v1", "Deployment", workload_name(name, number), changes, part="scale")
-
     def _scale(self, name: str, number: int, count: int, timeout: float) -> None:
         seen = look(self._cluster, name)
         if number not in seen.deployments:
@@ -311,7 +356,7 @@ class Kubernetes:
         manifests.check_scalable(name, seen.revision(number))
         work = seen.revision(number).workload
         wanted = replace(work, replicas=count)
-        self._resize(name, number, count)
+        resize(self._cluster, name, number, count)
         wait_ready(self._cluster, workload_name(name, number), timeout=timeout, step="scale")
         self._history(name).update(lambda s: s.with_revision(number, workload=wanted))
         if seen.weights.get(number) == 100:
@@ -324,7 +369,8 @@ class Kubernetes:
             history.update(lambda s: s.with_failed(number, lines))
         else:
             history.update(lambda s: s.with_revision(number, state="stopped"))
-        self._cluster.delete("apps/v1", "Deployment", workload_name(name, number))
+        for api, kind in (("v1", "Service"), ("apps/v1", "Deployment")):
+            self._cluster.delete(api, kind, workload_name(name, number))
         with contextlib.suppress(TimeoutError):
             cluster_pods.await_ending(self._cluster, name, _ENDING_SECONDS, number)
 
@@ -334,7 +380,8 @@ class Kubernetes:
         self._remove(self._companions(name))
         chosen = f"{MANAGED},{NAME}={name}"
         for each in self._cluster.list("apps/v1", "Deployment", labels=chosen):
-            self._cluster.delete("apps/v1", "Deployment", each["metadata"]["name"])
+            for api, kind in (("v1", "Service"), ("apps/v1", "Deployment")):
+                self._cluster.delete(api, kind, each["metadata"]["name"])
         cluster_pods.await_end(self._cluster, name, timeout)
         self._cluster.delete("v1", "ServiceAccount", name)
         self._history(name).forget()

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from mlopsnb import interrupts
 from mlopsnb.errors import DeployError, NotReady
 from mlopsnb.events import report_line, report_progress
-from mlopsnb.rollout import Action, Check, Forget, Gate, Scale, Shift, Start, Stop, version
+from mlopsnb.rollout import Action, Check, Forget, Gate, Route, Scale, Shift, Start, Stop, version
 from mlopsnb.settings import settings
 from mlopsnb.targets import process_control
 from mlopsnb.targets.asking import get
@@ -93,8 +93,8 @@ class Process:
                     "the process target runs one replica of a revision",
                     hint="workers= gives one server several processes",
                 )
-            case Check() | Gate():
-                raise AssertionError("checks and gates are made by whoever carries out the plan")
+            case Check() | Gate() | Route():
+                raise AssertionError("made by whoever carries out the plan, or by none without a Gateway")
 
     def logs(self, name: str, revision_id: int) -> Iterator[str]:
         """Yield the lines that the revision's process has written so far."""

@@ -82,7 +82,8 @@ def test_the_whole_life_of_a_deployment_fails_no_request(place, served, engine):
 
 def test_a_model_is_built_and_found_again_by_another_kernel(place, engine, tmp_path):
     artifact = manifest.artifact(make_package(tmp_path / "package"))
-    built = ml.deploy(artifact, name="built")
+    rows = np.random.default_rng(0).normal(size=(100, 4)).astype("float32")
+    built = ml.deploy(artifact, name="built", reference=rows)
     assert built.model_version == "models:/built/1"
     assert built.history()[0].origin.user
     again = ml.deploy("models:/built/1", name="built")
@@ -100,6 +101,31 @@ def test_a_model_is_built_and_found_again_by_another_kernel(place, engine, tmp_p
         timeout=120,
     )
     assert done.stdout.strip() == f"{built.url} ready [[12.0, 16.0]]", done.stderr
+    built.predict(rows)
+    counted = built.drift().current_rows
+    assert counted >= len(rows)
+    [container] = replicas(engine, "built")
+    engine.api.restart(container["Id"])
+    built.predict(X)  # the gateway waits for it
+    assert built.drift().current_rows >= counted + len(X)
+
+
+def test_a_rollback_to_an_image_that_is_gone_says_so_and_what_serves_stays(place, served, engine):
+    same = (served.packages[0].path / manifest.FILE).read_bytes()
+    old = served.image_with("gone", {manifest.FILE: same})
+    dep = ml.deploy(old, name="gone")
+    ml.deploy(served.images[1], name="gone")
+    for container in parts(engine, "gone")[0]:  # as a prune does
+        if container["Labels"].get("mlopsnb.revision") == "1":
+            engine.api.wait(container["Id"])
+            engine.api.remove_container(container["Id"])
+    engine.api.remove_image(old, force=True)
+    with pytest.raises(ml.DeployError, match="image") as caught:
+        dep.rollback()
+    assert old in str(caught.value)
+    assert any("what served before serves on: revision 2" in note for note in caught.value.__notes__)
+    np.testing.assert_allclose(dep.predict(X), -X @ WEIGHTS)
+    assert (dep.status, dep.revision) == ("ready", 2)
 
 
 def test_ctrl_c_in_the_middle_leaves_the_old_one_serving(place, served, engine):

@@ -7,16 +7,14 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import yaml
+from asking import load, sign, until
 from cutter import Cutter
 
 import mlopsnb as ml
-from mlopsnb.client import Client
 from mlopsnb.errors import DeployError
 from mlopsnb.events import reporting_to
 from mlopsnb.records import Revision, Workload
@@ -54,41 +52,6 @@ def revision(served):
         return Revision(id=number, source=f"models:/m/{number}", digest=digest, image=image, **changes)
 
     return make
-
-
-def sign(url, name):
-    with Client(url, name) as client:
-        return float(np.sign(client.infer({"x": X})["y"][0, 0]))
-
-
-@contextmanager
-def load(url, name):
-    """Ask all the time, each time over a new connection; yield what was answered and what failed."""
-    answers, failures, end = [], [], threading.Event()
-
-    def send():
-        while not end.is_set():
-            try:
-                answers.append(sign(url, name))
-            except Exception as exc:  # noqa: BLE001
-                failures.append(exc)
-
-    threads = [threading.Thread(target=send) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield answers, failures
-    finally:
-        end.set()
-        for thread in threads:
-            thread.join(SECONDS)
-
-
-def until(holds):
-    end, never = time.monotonic() + SECONDS, threading.Event()
-    while not holds():
-        assert time.monotonic() < end
-        never.wait(0.1)
 
 
 def in_another_process(code, *words, **options):

@@ -5,15 +5,13 @@ In the namespace of somebody who may edit there and not more, and where an admin
 
 from __future__ import annotations
 
-import base64
-import json
 import secrets
 import socket
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
 
 import failing_deployments as failing
 import pytest
+from administrator import asking, forbidden, rules, space
 from authority import Authority
 from failing_deployments import Failing, deployment, web
 
@@ -167,111 +165,14 @@ def test_registries_that_say_no(mine, prefix, tmp_path, own_address):
 @pytest.fixture(scope="module")
 def admin(admin_context, prefix):
     """The cluster as its administrator sees it, in a namespace of the tests."""
-    cluster = Cluster(admin_context, prefix)
-    space = {
-        "apiVersion": "v1",
-        "kind": "Namespace",
-        "metadata": {"name": prefix, "labels": {"tests": prefix}},
-    }
-    cluster.request("POST", "/api/v1/namespaces", body=space)
-    try:
-        cluster.until("v1", "ServiceAccount", bool, fields="metadata.name=default", seconds=60)
+    with space(admin_context, prefix) as cluster:
         yield cluster
-    finally:
-        cluster.request("DELETE", f"/api/v1/namespaces/{prefix}")
-
-
-def forbidding(kind, prefix, spec):
-    return {"apiVersion": "v1", "kind": kind, "metadata": {"name": f"{prefix}-{kind.lower()}"}, "spec": spec}
-
-
-def asking(cpu, memory):
-    return {"resources": {"requests": {"cpu": cpu}, "limits": {"cpu": cpu, "memory": memory}}}
-
-
-def webhook(name, prefix, app, client):
-    """Return a webhook that is asked about the pods of *app* in the tests' namespace."""
-    return {
-        "name": name,
-        "clientConfig": client,
-        "namespaceSelector": {"matchLabels": {"tests": prefix}},
-        "objectSelector": {"matchLabels": {"app": app}},
-        "rules": [
-            {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}
-        ],
-        "failurePolicy": "Fail",
-        "sideEffects": "None",
-        "timeoutSeconds": 2,
-        "admissionReviewVersions": ["v1"],
-    }
-
-
-@contextmanager
-def webhooks(cluster, prefix, hooks):
-    root = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations"
-    kind = {"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration"}
-    cluster.request("POST", root, body={**kind, "metadata": {"name": prefix}, "webhooks": hooks})
-    try:
-        yield
-    finally:
-        cluster.request("DELETE", f"{root}/{prefix}")
-
-
-def deny(body):
-    """Say no, as an admission webhook does."""
-    said = {
-        "uid": json.loads(body)["request"]["uid"],
-        "allowed": False,
-        "status": {"message": "no signature"},
-    }
-    review = {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": said}
-    return 200, {"Content-Type": "application/json"}, json.dumps(review).encode()
 
 
 def test_what_the_administrator_forbids(admin, prefix, base_image, tmp_path, own_address):
-    """A quota, a limit range, a webhook that denies and one that is not there."""
-    quota = {"hard": {"requests.cpu": "100m"}}
-    limit = {"limits": [{"type": "Container", "max": {"memory": "256Mi"}, "default": {"memory": "64Mi"}}]}
-    for kind, spec in (("ResourceQuota", quota), ("LimitRange", limit)):
-        root = f"/api/v1/namespaces/{prefix}/{kind.lower()}s"
-        admin.request("POST", root, body=forbidding(kind, prefix, spec))
-    authority = Authority(tmp_path, "ca")
-    certificate, key = authority.issue("webhook")
-    both = tmp_path / "both.pem"
-    both.write_bytes(certificate.read_bytes() + key.read_bytes())
-    names = {name: f"{prefix}-{name}" for name in ("quota", "limit", "denied", "dead")}
-    cases = [
-        Failing(
-            manifest=deployment(names["quota"], base_image, **asking("2", "64Mi")),
-            kind="QuotaExceeded",
-            words=(f"the quota {prefix}-resourcequota is used up", "asked for requests.cpu=2", "of requests.cpu=100m"),
-        ),
-        Failing(
-            manifest=deployment(names["limit"], base_image, **asking("10m", "1Gi")),
-            kind="LimitRange",
-            words=("a limit range of the namespace does not allow the pod: maximum memory usage per Container is 256Mi",),
-        ),
-        Failing(
-            manifest=deployment(names["denied"], base_image, **asking("10m", "64Mi")),
-            kind="WebhookDenied",
-            words=('the admission webhook "denies.example.com" denied the pod: no signature',),
-        ),
-        Failing(
-            manifest=deployment(names["dead"], base_image, **asking("10m", "64Mi")),
-            kind="WebhookDenied",
-            words=('the admission webhook "dead.example.com", without which the cluster takes no pod, does not answer',),
-        ),
-    ]  # fmt: skip
-    with ExitStack() as stack:
-        port = stack.enter_context(web("127.0.0.1", deny, certificate=both))
-        trusted = base64.b64encode(authority.path.read_bytes()).decode()
-        there = {"url": f"https://127.0.0.1:{port}/", "caBundle": trusted}
-        nowhere = {"url": "https://127.0.0.1:9/", "caBundle": trusted}
-        hooks = [
-            webhook("denies.example.com", prefix, names["denied"], there),
-            webhook("dead.example.com", prefix, names["dead"], nowhere),
-        ]
-        stack.enter_context(webhooks(admin, prefix, hooks))
+    """A quota, a limit range, a webhook that denies, one that is not there, and one for Pod Security."""
+    cases = forbidden(prefix, base_image)
+    with rules(admin, prefix, tmp_path):
         found = outcomes(admin, cases)
     for case in cases:
         check(case, found[case.name])

@@ -85,6 +85,50 @@ INFERENCE_SERVICE = {
     ),
 }
 
+_BACKEND = {"group": TEXT, "kind": TEXT, "name": TEXT, "port": WHOLE}
+_RULE = fields(
+    matches=several(
+        fields(
+            path=fields(type=TEXT, value=TEXT),
+            headers=several(
+                {**fields(type=TEXT, name=TEXT, value=TEXT), "required": ["name", "value"]}, "name"
+            ),
+        )
+    ),
+    filters=several(
+        fields(
+            type={"type": "string", "enum": ["RequestMirror"]},
+            requestMirror=fields(backendRef=fields(**_BACKEND)),
+        )
+    ),
+    backendRefs=several(fields(**_BACKEND, weight=WHOLE)),
+)
+
+HTTP_ROUTE = {
+    "group": "gateway.networking.k8s.io",
+    "version": "v1",
+    "kind": "HTTPRoute",
+    "plural": "httproutes",
+    "spec": fields(
+        parentRefs=several(fields(group=TEXT, kind=TEXT, name=TEXT)),
+        hostnames=several(TEXT),
+        rules=several(_RULE),
+    ),
+    "status": OPEN,
+}
+"""Of the standard channel, whose rules have no sessionPersistence."""
+
+GATEWAY = {
+    "group": "gateway.networking.k8s.io",
+    "version": "v1",
+    "kind": "Gateway",
+    "plural": "gateways",
+    "spec": fields(
+        gatewayClassName=TEXT, listeners=several(fields(name=TEXT, port=WHOLE, protocol=TEXT), "name")
+    ),
+    "status": OPEN,
+}
+
 
 def definition(kind):
     """The CustomResourceDefinition of *kind*."""

@@ -33,7 +33,10 @@ def test_a_replica():
     assert restored(json.loads(record)).workload == REVISION.workload
     assert made == {
         "Image": "sha256:1",
-        "Cmd": [*("--name", "fraud", "--version", "3", "--workers", "1"), "--cache-bytes", "1000"],
+        "Cmd": [
+            *("--name", "fraud", "--version", "3", "--workers", "1"),
+            *("--profile-dir", "/var/lib/mlopsnb/data", "--cache-bytes", "1000"),
+        ],
         "Env": ["TOKEN=hidden"],
         "Labels": {
             "mlopsnb.owner": "0a1b2c3d",
@@ -54,6 +57,7 @@ def test_a_replica():
             "MemorySwap": 512 << 20,
             "DeviceRequests": [{"Count": 1, "Capabilities": [["gpu"]]}],
             "Tmpfs": {"/tmp": "rw,noexec,nosuid,nodev,size=256m"},
+            "Mounts": [{"Type": "volume", "Target": "/var/lib/mlopsnb"}],
             "RestartPolicy": {"Name": "no"},
         },
         "NetworkingConfig": {"EndpointsConfig": {"mlopsnb-0a1b2c3d-fraud": {"Aliases": ["r2-1"]}}},
