@@ -17,6 +17,7 @@ from functools import partial
 from importlib import import_module
 from typing import Any, NoReturn
 
+from mlopsnb.background import Detached
 from mlopsnb.errors import MlopsnbError, UserError
 from mlopsnb.notebook.grammar import ATTACH, EXPORT, LOG_MODEL, VERBS, Argument, Verb
 
@@ -65,6 +66,8 @@ def _add(verbs: Any, verb: Verb) -> None:
     for argument in verb.positionals:
         one.add_argument(argument.name, metavar=argument.metavar, type=_type(argument), help=_help(argument))
     for option in verb.options:
+        if option.kind == "off":
+            continue  # in the background of a process that ends
         if option.kind == "flag":
             one.add_argument(option.flag, dest=option.name, action="store_true", help=_help(option))
         elif option.kind != "object":
@@ -145,7 +148,12 @@ def _followed(title: str, function: Any, first: Sequence[Any], options: Mapping[
     from mlopsnb.notebook.views import following
 
     with redirect_stdout(sys.stderr), following(title, mode="lines"):
-        return function(*first, **options)
+        try:
+            return function(*first, **options)
+        except Detached as exc:
+            sys.stderr.write(f"{exc}; one more interrupt leaves it unfinished\n")
+            exc.rollout.join()  # its thread would end with this process
+            raise
 
 
 def _deployment(name: str, target: str | None) -> Any:

@@ -1,27 +1,31 @@
-"""The handle on what runs, the same for every target, and the one place where a plan's actions are carried out.
+"""The handle on what runs, the same for every target.
 
 A handle holds no state but a name: everything it says is read from the target when it is asked, so it is as true
-after a kernel restart as before.
+after a kernel restart as before. Only what goes on in the background of this process is known to this process alone.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from mlopsnb import checking, plugins, rollout
+from mlopsnb import background, plugins, rollout
 from mlopsnb.errors import DeployError, MlopsnbError, UserError, nearest
-from mlopsnb.events import step, told_as
-from mlopsnb.rollout import Action, Check, Forget, Gate, Route, Scale, Shift, Start, Stop
+from mlopsnb.events import step
+from mlopsnb.executing import carry_out, execute
+from mlopsnb.rollout import Forget, Scale
 from mlopsnb.settings import settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Generator, Mapping
+    from contextlib import AbstractContextManager
 
     import numpy as np
 
+    from mlopsnb.background import Hold, Rollout
     from mlopsnb.client import Client
     from mlopsnb.monitoring.performance import PerformanceReport
     from mlopsnb.monitoring.report import DriftReport
@@ -30,7 +34,8 @@ if TYPE_CHECKING:
     from mlopsnb.records import Origin, Release, Revision
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
-_RESTORED = "what served before serves on"
+_LOOK_SECONDS = 0.2
+"""How often `await` looks: a kernel notices an interrupt of it only when its loop wakes up."""
 
 
 def check_name(name: object, *, of: str = "a deployment") -> str:
@@ -47,85 +52,6 @@ def check_name(name: object, *, of: str = "a deployment") -> str:
     )
 
 
-def execute(target: Target, name: str, plan: Iterable[Action], *, timeout: float) -> Release:
-    """Carry out *plan* on *target*; on any exception, Ctrl-C included, restore what was there before, and raise it.
-
-    The caller holds the claim on *name*. A second failure, while restoring, is added to the first as a note.
-    """
-    before = target.observe(name)
-    try:
-        for action in plan:
-            _carry_out(target, name, action, timeout)
-    except BaseException as exc:
-        _restore(target, name, before, exc, timeout)
-        raise
-    return target.observe(name)
-
-
-def _carry_out(target: Target, name: str, action: Action, timeout: float) -> None:
-    match action:
-        case Check(revision_id):
-            with step("check") as log:
-                log.result = checking.check(target, name, revision_id)
-        case Start(revision):
-            with step("start", f"revision {revision.id}") as log:
-                target.apply(name, action, timeout=timeout)
-                log.result = f"revision {revision.id} is ready"
-        case Shift(weights):
-            with step("route") as log:
-                target.apply(name, action, timeout=timeout)
-                log.result = _shares(target.observe(name), weights)
-        case Route(revision_id, match):
-            with step("route") as log:
-                target.apply(name, action, timeout=timeout)
-                log.result = f"{match} → revision {revision_id}"
-        case Scale(_, replicas):
-            with step("scale") as log:
-                target.apply(name, action, timeout=timeout)
-                log.result = f"{replicas} replica{'s' if replicas != 1 else ''}"
-        case Gate(_, rule, seconds):
-            from mlopsnb.monitoring import gates
-
-            with step("gate", f"{rule or 'pause'}, for {seconds:g} s") as log:
-                log.result = gates.hold(target, name, action)
-        case Stop():
-            target.apply(name, action, timeout=timeout)
-        case Forget():
-            with step("delete") as log:
-                target.apply(name, action, timeout=timeout)
-                log.result = f"{name} is gone"
-
-
-def _shares(release: Release, wanted: Mapping[int, int]) -> str:
-    """Say who gets the traffic, and where the target could not do exactly what was *wanted*."""
-    if len(wanted) == 1:
-        return f"{release.url} → revision {next(iter(wanted))}"
-    told = ", ".join(f"revision {r} {share} %" for r, share in sorted(release.weights.items()))
-    asked = ", ".join(f"{share} %" for _, share in sorted(wanted.items()))
-    return (
-        f"{release.url} → {told}{'' if release.weights == wanted else f' (of {asked} that were asked for)'}"
-    )
-
-
-def _restore(target: Target, name: str, before: Release, cause: BaseException, timeout: float) -> None:
-    try:
-        undo = tuple(rollout.restore(target.observe(name), before))
-        if undo:
-            with step("restore") as log, told_as("restore"):
-                for action in undo:
-                    target.apply(name, action, timeout=timeout)
-                log.result = _RESTORED if before.weights else "nothing was left behind"
-        left = target.observe(name).weights
-    except Exception as second:  # noqa: BLE001
-        cause.add_note(f"restoring what served before failed too: {second}")
-    else:
-        if left and isinstance(cause, MlopsnbError):
-            how = (
-                _RESTORED if set(left) <= set(before.weights) else "what served before has ended; serving now"
-            )
-            cause.add_note(f"{how}: revision {' and '.join(map(str, sorted(left)))} of {name!r}")
-
-
 class Deployment:
     """A name on a target. Get one from `deploy`, `get` or `deployments`."""
 
@@ -133,10 +59,43 @@ class Deployment:
         self.name = name
         self.target = target_name
         self._target = target
+        self._key = background.key(target_name, name)
         self._client: tuple[int, str, Client] | None = None
 
     def __repr__(self) -> str:
         return f"<Deployment {self.name!r} on {self.target}: {self.status}, {self.url or 'no url'}>"
+
+    def __await__(self) -> Generator[Any, None, Deployment]:
+        while self.rollout is not None and self.rollout.state == "running":
+            yield from asyncio.sleep(_LOOK_SECONDS).__await__()
+        return self.wait()
+
+    @property
+    def rollout(self) -> Rollout | None:
+        """What goes on in the background, or was the last thing that did; None where nothing of this kernel did."""
+        return background.find(self._key)
+
+    def wait(self, timeout: float | None = None) -> Deployment:
+        """Return when what goes on in the background (`deploy(…, wait=False)`) is over; at once if nothing does.
+
+        Raises what that failed with, or `NotReady` after *timeout* seconds. An interrupt ends the waiting and not the
+        rollout. `await` of a deployment does the same, and leaves the kernel free meanwhile.
+        """
+        if self.rollout is not None:
+            self.rollout.wait(timeout)
+        return self
+
+    def cancel(self) -> Deployment:
+        """End what goes on in the background, and return when what served before is restored.
+
+        Raises `UserError` if nothing does.
+        """
+        found = self.rollout
+        if found is None or found.state != "running":
+            raise UserError(f"no rollout of {self.name!r} goes on in the background of this kernel")
+        found.cancel()
+        found.join()
+        return self
 
     @property
     def release(self) -> Release:
@@ -155,12 +114,13 @@ class Deployment:
 
     @property
     def status(self) -> str:
-        """`ready`, `starting`, `stopped` (its process is gone), or `deleted`."""
+        """`ready`, `starting`, `stopped` (its process is gone), `failed` (nothing came of it), or `deleted`."""
         from mlopsnb.client import Client
 
         release = self.release
         if not release.revisions:
-            return "deleted"
+            states = {"running": "starting", "failed": "failed"}
+            return states.get(self.rollout.state, "deleted") if self.rollout else "deleted"
         current = rollout.serving(release)
         if current is None:
             return "starting" if any(r.state == "starting" for r in release.revisions) else "stopped"
@@ -209,6 +169,10 @@ class Deployment:
 
     def _nothing_serves(self, release: Release) -> DeployError:
         last = rollout.latest(release)
+        if self.rollout is not None and self.rollout.state == "running":
+            return DeployError(
+                f"nothing serves {self.name!r} yet", hint="its rollout goes on: wait() waits for it"
+            )
         if last is None:
             return DeployError(
                 f"{self.name!r} is not deployed on target {self.target!r}", hint="deploy it first"
@@ -320,11 +284,11 @@ class Deployment:
         Without *to* it is the one before the present one; while a canary is under way, the canary is ended and the stable
         revision gets all traffic back. Raises `UserError` if there is none, or no revision *to* that can serve.
         """
-        with self._target.claim(self.name):
+        with self._held() as hold:
             release = self.release
             pair = rollout.trial(release)
             if pair and to in (None, pair[0].id):
-                execute(self._target, self.name, rollout.abandon(release), timeout=settings().timeout)
+                execute(hold, rollout.abandon(release), timeout=settings().timeout)
                 return self
             old = self._earlier(release, to)
             current = rollout.latest(release)
@@ -338,7 +302,7 @@ class Deployment:
                 port=None,
                 grpc_port=current.grpc_port if current else None,
             )
-            execute(self._target, self.name, rollout.rolling(release, new), timeout=settings().timeout)
+            execute(hold, rollout.rolling(release, new), timeout=settings().timeout)
         return self
 
     def _earlier(self, release: Release, to: int | None) -> Revision:
@@ -369,19 +333,19 @@ class Deployment:
 
         Raises `UserError` if no canary is under way.
         """
-        with self._target.claim(self.name):
+        with self._held() as hold:
             release = self.release
             if rollout.trial(release) is None:
                 raise UserError(
                     f"no canary of {self.name!r} is under way", hint="deploy(…, canary=10) starts one"
                 )
-            execute(self._target, self.name, rollout.promote(release), timeout=settings().timeout)
+            execute(hold, rollout.promote(release), timeout=settings().timeout)
         return self
 
     def scale(self, n: int) -> Deployment:
         """Serve with *n* replicas. Raises `UserError` during a canary, `DeployError` if the target cannot."""
         _checked_replicas(n)
-        with self._target.claim(self.name):
+        with self._held() as hold:
             release = self.release
             current = rollout.serving(release)
             if current is None:
@@ -397,14 +361,17 @@ class Deployment:
                         f"nothing changed: revision {current.id} has {n} replica{'s' if n != 1 else ''}"
                     )
                 return self
-            execute(self._target, self.name, (Scale(current.id, n),), timeout=settings().timeout)
+            execute(hold, (Scale(current.id, n),), timeout=settings().timeout)
         return self
 
     def delete(self) -> None:
         """Stop it, let requests in flight end, and remove it with its history and logs."""
-        with self._target.claim(self.name):
+        with self._held():
             if self.release.revisions:
-                _carry_out(self._target, self.name, Forget(), settings().timeout)
+                carry_out(self._target, self.name, Forget(), settings().timeout)
+
+    def _held(self) -> AbstractContextManager[Hold]:
+        return background.hold(self._target, self._key)
 
 
 class History(tuple["Revision", ...]):
@@ -414,9 +381,12 @@ class History(tuple["Revision", ...]):
 
 
 class Deployments(tuple[Deployment, ...]):
-    """Deployments: a tuple that notebooks show as a table."""
+    """Deployments: a tuple that notebooks show as a table.
 
-    __slots__ = ()
+    `rollouts` are those in the background of this kernel that go on, or came to nothing.
+    """
+
+    rollouts: tuple[Rollout, ...] = ()
 
 
 def _checked_replicas(n: object) -> None:
@@ -448,7 +418,7 @@ def get(name: str, *, target: str | None = None) -> Deployment:
     for kind in [usual] if target else sorted(plugins.available("target"), key=lambda kind: kind != usual):
         try:
             backend: Target = plugins.create("target", kind)
-            if backend.observe(name).revisions:
+            if backend.observe(name).revisions or background.find(background.key(kind, name)):
                 found.append(Deployment(name, backend, kind))
                 if kind == usual:
                     break
@@ -484,4 +454,6 @@ def deployments(*, target: str | None = None) -> Deployments:
         except MlopsnbError:
             if kind == usual:  # of the others many a machine has no engine, or no cluster
                 raise
-    return Deployments(found)
+    listed = Deployments(found)
+    listed.rollouts = background.known(target)
+    return listed

@@ -86,6 +86,16 @@ def report(event: Event) -> None:
     _reporter.get()(event)
 
 
+def reporter() -> Reporter:
+    """Return the reporter of the current context."""
+    return _reporter.get()
+
+
+def is_heard() -> bool:
+    """Say whether somebody listens in the current context."""
+    return _reporter.get() is not _silent
+
+
 @contextmanager
 def reporting_to(reporter: Reporter) -> Iterator[None]:
     """Send the events of the enclosed block to *reporter*."""

@@ -10,10 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlopsnb import plugins, rollout, servers, shipping, strategies, workloads
-from mlopsnb.deployment import Deployment, check_name, execute, now, origin
+from mlopsnb import background, plugins, rollout, servers, shipping, strategies, workloads
+from mlopsnb.deployment import Deployment, check_name, now, origin
 from mlopsnb.errors import UserError
 from mlopsnb.events import step
+from mlopsnb.executing import execute
 from mlopsnb.images.image import Image
 from mlopsnb.monitoring.sources import is_streamed
 from mlopsnb.packages import TRACKER, export, fetch, find, name_of, pick_format, with_reference
@@ -136,6 +137,7 @@ def deploy(
     gate: str | None = None,
     pause: float | str | None = None,
     force: bool = False,
+    wait: bool = True,
     timeout: float | None = None,
     dry_run: bool = False,
 ) -> Any:
@@ -186,6 +188,9 @@ def deploy(
             serves on.
         pause: how long each of these takes, such as `30s` (the default with a gate) or `5m`.
         force: deploy also what runs already in just this way; without it that changes nothing.
+        wait: without, return as soon as what reads your objects is done (export, proof, log), and go on in the
+            background of this process; `Deployment.wait` waits for it, `cancel` ends it, and what it fails with is told
+            by `wait` and by `deployments`. It ends with the process, and what served before serves on.
         timeout: seconds to wait for the new revision to become ready.
         dry_run: return the actions that would be carried out, and do nothing.
 
@@ -243,22 +248,29 @@ def deploy(
     spare = _found_fallback(fallback, delivery, chosen.target)
     if dry_run:
         return _plan(backend, name, draft, how, Cargo(source=_describe(what), digest=""))
-    with backend.claim(name), tempfile.TemporaryDirectory(prefix="mlopsnb-") as scratch:
-        if shipping.is_image(what, delivery):
-            cargo = shipping.of_image(what, delivery, target=chosen.target)
-        else:
-            version, artifact = _version(
+    key = background.key(chosen.target, name)
+    with background.hold(backend, key) as hold:
+        scratch = Path(hold.kept.enter_context(tempfile.TemporaryDirectory(prefix="mlopsnb-")))
+        given = what
+        if not shipping.is_image(
+            what, delivery
+        ):  # all that reads the caller's objects, which may change later
+            given = _version(
                 what, name=name, example=example, reference=reference, metrics=metrics, format=format
             )
-            cargo = shipping.of_version(version, artifact, delivery, name=name, scratch=Path(scratch))
-        if spare is not None:
-            found = spare if isinstance(spare, Artifact) else fetch(spare, Path(scratch) / "fallback")
-            draft = replace(draft, fallback=found.path)
-        plan = _plan(backend, name, draft, how, cargo)
-        new = next(a.revision for a in plan if isinstance(a, rollout.Start))
-        named = isinstance(what, str | ModelVersion)
-        if force or not strategies.keep(backend.observe(name), new, named=named):
-            execute(backend, name, plan, timeout=chosen.timeout)
+
+        def roll_out() -> None:
+            cargo = _cargo(given, delivery, name=name, target=chosen.target, scratch=scratch)
+            plan = _plan(backend, name, _with_fallback(draft, spare, scratch), how, cargo)
+            new = next(a.revision for a in plan if isinstance(a, rollout.Start))
+            named = isinstance(what, str | ModelVersion)
+            if force or not strategies.keep(backend.observe(name), new, named=named):
+                execute(hold, plan, timeout=chosen.timeout)
+
+        if wait:
+            roll_out()
+        else:
+            hold.go_on(roll_out)
     return Deployment(name, backend, chosen.target)
 
 
@@ -268,6 +280,21 @@ def _check_capture(draft: Revision, delivery: Delivery, target: str) -> None:
             f"target {target!r} captures no rows: their files would be in a container, and end with it",
             hint="leave capture out, deploy to target='process', or start the image with --capture and a volume",
         )
+
+
+def _cargo(given: Any, delivery: Delivery, *, name: str, target: str, scratch: Path) -> Cargo:
+    """Return what the target runs of *given*: a version with its package, if that is here, or else an image."""
+    if isinstance(given, tuple):
+        version, artifact = given
+        return shipping.of_version(version, artifact, delivery, name=name, scratch=scratch)
+    return shipping.of_image(given, delivery, target=target)
+
+
+def _with_fallback(draft: Revision, spare: Artifact | ModelVersion | None, scratch: Path) -> Revision:
+    if spare is None:
+        return draft
+    found = spare if isinstance(spare, Artifact) else fetch(spare, scratch / "fallback")
+    return replace(draft, fallback=found.path)
 
 
 def _found_fallback(what: object, delivery: Delivery, target: str) -> Artifact | ModelVersion | None:

@@ -127,7 +127,7 @@ def _argument(verb: Verb, before: list[str]) -> Argument | None:
         if waiting is not None:
             waiting = None
         elif option := verb.option(word.partition("=")[0]):
-            waiting = None if option.kind == "flag" or "=" in word else option
+            waiting = option if option.takes_value and "=" not in word else None
         elif positionals:
             positionals.pop(0)
     return waiting or (positionals[0] if positionals else None)

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from shlex import quote
 from typing import Any, Protocol
 
 from mlopsnb.images.sizes import size_text
 from mlopsnb.manifest import EXAMPLE_FILE, read_example
+from mlopsnb.notebook.render import STATES
+from mlopsnb.notebook.status import masked
 from mlopsnb.notebook.tables import Badge, Code, Row, card, folded, html_table, preformatted, text_table
 
 LOG_LINES = 200
@@ -252,12 +254,48 @@ class _Displayed(tuple[Any, ...]):
         printer.text(str(self))
 
 
+_ROLLOUTS = "In the background of this kernel"
+
+
+def _rollout_rows(rollouts: Iterable[Any]) -> list[Row]:
+    """Return a row for each rollout; what went wrong is only its first line."""
+    return [
+        (
+            r.name,
+            r.target,
+            Badge(*STATES[r.state]),
+            masked(r.reason.partition("\n")[0] if r.state == "failed" else ""),
+            Code(f"%attach {r.name} --target {r.target}"),
+        )
+        for r in rollouts
+    ]
+
+
+_ROLLOUT_HEADER = ("name", "target", "rollout", "what happened", "to see it")
+
+
 class Listing(_Displayed):
-    """Deployments, one in each line."""
+    """Deployments, one in each line; then the rollouts in the background that go on, or came to nothing."""
 
     title = "Deployments"
     header = ("name", "state", "target", "model", "revision", "url")
     empty = "nothing is deployed"
+
+    def __init__(self, deployments: Iterable[Any] = ()) -> None:
+        self.rollouts = tuple(getattr(deployments, "rollouts", ()))
+
+    def __str__(self) -> str:
+        if not self.rollouts:
+            return super().__str__()
+        rollouts = text_table(_rollout_rows(self.rollouts), _ROLLOUT_HEADER)
+        return "\n".join([super().__str__(), _ROLLOUTS, *_indented(rollouts)])
+
+    def _repr_html_(self) -> str:
+        shown = super()._repr_html_()
+        if self.rollouts:
+            rows = _rollout_rows(self.rollouts)
+            shown += card(_ROLLOUTS, html_table(rows, _ROLLOUT_HEADER, label=_ROLLOUTS))
+        return shown
 
     def rows(self) -> list[Row]:
         """Return a row for each deployment."""

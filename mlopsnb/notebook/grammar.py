@@ -8,12 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-Kind = Literal["object", "source", "deployment", "text", "int", "float", "numbers", "texts", "words", "flag"]
+Kind = Literal[
+    "object", "source", "deployment", "text", "int", "float", "numbers", "texts", "words", "flag", "off"
+]
 """How an argument is read.
 
 `object` is a Python expression; `source` is one too, or a `models:/…` or `runs:/…` address; `deployment` is a variable
 that holds a deployment, or a name; `numbers` and `texts` are KEY=VALUE, repeatable, or a variable that holds a mapping;
-`words` are repeatable texts.
+`words` are repeatable texts; `flag` makes its parameter true, and `off` is typed as `--no-NAME` and makes it false.
 """
 
 BackEnd = Literal["builder", "format", "target"]
@@ -37,7 +39,12 @@ class Argument:
     @property
     def flag(self) -> str:
         """The option as it is typed."""
-        return "--" + self.name.replace("_", "-")
+        return ("--no-" if self.kind == "off" else "--") + self.name.replace("_", "-")
+
+    @property
+    def takes_value(self) -> bool:
+        """Say whether a value follows the option."""
+        return self.kind not in ("flag", "off")
 
     @property
     def metavar(self) -> str:
@@ -229,6 +236,11 @@ DEPLOY = Verb(
         ),
         Argument(name="pause", kind="text", help="how long each gate or share takes; 30s if left out"),
         Argument(name="force", kind="flag", help="deploy also what runs already in just this way"),
+        Argument(
+            name="wait",
+            kind="off",
+            help="go on in the background once the model is logged; the card tells how",
+        ),
         Argument(name="timeout", kind="float", help="seconds to wait until it is ready"),
         Argument(name="dry_run", kind="flag", help="show what would be done, and do nothing"),
     ),
@@ -237,6 +249,7 @@ DEPLOY = Verb(
         "dep = %deploy models:/fraud/3 --target process",
         "%deploy model --target docker --replicas 2 --cpu 500m --memory 512Mi",
         '%deploy models:/fraud/4 --gate "error_rate<0.01 and p99_ms<200" --pause 1m',
+        "dep = %deploy model --target kubernetes --no-wait",
         "%deploy model --example X_test[:5] --dry-run",
     ),
 )
@@ -337,7 +350,7 @@ DEPLOYMENTS = Verb(
 ATTACH = Verb(
     name="attach",
     twin="mlopsnb.deployment:get",
-    summary="Get hold of a deployment that runs already, after a kernel restart for example.",
+    summary="Get hold of a deployment that runs already, and show its rollout if that goes on in the background.",
     positionals=(Argument(name="name", kind="deployment", help="the deployment's name"),),
     options=(_TARGET,),
     examples=("dep = %attach fraud",),

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.core.magic import Magics, needs_local_scope, no_var_expand
 
-from mlopsnb.notebook.grammar import BUILD, DEPLOY, EXPORT, SETTINGS_HELP, SETTINGS_VERB, VERBS, Verb
+from mlopsnb.background import Detached
+from mlopsnb.notebook.grammar import ATTACH, BUILD, DEPLOY, EXPORT, SETTINGS_HELP, SETTINGS_VERB, VERBS, Verb
 from mlopsnb.notebook.parsing import Scope, help_text, meant, parse, read
 from mlopsnb.notebook.splitting import UsageError, split
-from mlopsnb.notebook.views import choose, following
+from mlopsnb.notebook.views import Card, choose, following
 
 if TYPE_CHECKING:
     from mlopsnb.notebook.completion import DeploymentNames
@@ -55,11 +56,15 @@ class MlopsnbMagics(Magics):
         title = _title(verb, words)
         notes = fill_in(verb, words, values, scope)
         try:
-            with following(title, mode=self._mode(), notes=notes):
+            with following(title, mode=self._mode(), notes=notes) as card:
                 result = _call(verb, values, scope)
+                _show_rollout(verb, result, card)
         except KeyboardInterrupt as exc:
             # The card tells what was interrupted, and what was put back; a stack would only bury it.
-            exc._render_traceback_ = lambda: [f"KeyboardInterrupt: {title} was cancelled"]  # type: ignore[attr-defined]
+            told = f"KeyboardInterrupt: {title} was cancelled"
+            if isinstance(exc, Detached):
+                told += f"; {exc}, %attach {exc.rollout.name} shows it"
+            exc._render_traceback_ = lambda: [told]  # type: ignore[attr-defined]
             raise
         self._remember(verb, values, result)
         return None if silent else _shown(verb, values, result)
@@ -175,6 +180,13 @@ def _call(verb: Verb, values: Mapping[str, Any], scope: Scope) -> Any:
         return twin(verb)(*first, **options)
     handle = _deployment(first[0], scope, options.pop("target", None))
     return getattr(handle, verb.twin.rpartition(".")[2])(*first[1:], **options)
+
+
+def _show_rollout(verb: Verb, result: Any, card: Card) -> None:
+    """Let *card* follow what goes on in the background behind the result of `%deploy --no-wait` or `%attach`."""
+    rollout = getattr(result, "rollout", None) if verb in (ATTACH, DEPLOY) else None
+    if rollout is not None and rollout.state != "succeeded":
+        card.go_on(rollout, anew=verb is ATTACH)
 
 
 def _deployment(word: str, scope: Scope, target: str | None) -> Any:

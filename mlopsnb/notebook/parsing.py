@@ -25,7 +25,7 @@ def help_text(verb: Verb) -> str:
     if any(not o.required for o in verb.options):
         words.append("[options]")
     rows = [(a.metavar, a.help) for a in verb.positionals]
-    rows += [(o.flag if o.kind == "flag" else f"{o.flag} {o.metavar}", o.help) for o in verb.options]
+    rows += [(f"{o.flag} {o.metavar}" if o.takes_value else o.flag, o.help) for o in verb.options]
     width = max((len(left) for left, _ in rows), default=0)
     lines = [verb.summary, "", f"usage: {' '.join(words)}", ""]
     lines += [f"  {left:<{width}}  {right}" for left, right in rows]
@@ -48,7 +48,7 @@ def meant(verb: Verb, line: str) -> Verb:
             value_follows = False
         else:
             option = verb.option(flag) or verb.alone.option(flag)
-            value_follows = option is not None and option.kind != "flag" and not equals
+            value_follows = option is not None and option.takes_value and not equals
     return verb.alone if count == 1 else verb
 
 
@@ -96,8 +96,10 @@ def parse(verb: Verb, line: str) -> dict[str, Any] | None:
     for argument in verb.positionals:
         parser.add_argument(argument.name, metavar=argument.metavar)
     for option in verb.options:
-        if option.kind == "flag":
-            parser.add_argument(option.flag, dest=option.name, action="store_true")
+        if not option.takes_value:
+            parser.add_argument(
+                option.flag, dest=option.name, action="store_const", const=option.kind == "flag"
+            )
         else:
             action = "append" if option.kind in ("numbers", "texts", "words") else "store"
             parser.add_argument(option.flag, dest=option.name, action=action, required=option.required)
@@ -128,7 +130,7 @@ def read(argument: Argument, words: Any, scope: Scope) -> Any:
             return _number(scope.expand(words), argument)
         case "numbers" | "texts":
             return _pairs(words, argument, scope)
-        case "flag" | "deployment":
+        case "flag" | "off" | "deployment":
             return words
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from mlopsnb.events import Event
     from mlopsnb.notebook.status import Snapshot, StepView
 
-_STATES = {
+STATES = {
     "started": ("▸", "running"),
     "progress": ("▸", "running"),
     "running": ("▸", "running"),
@@ -20,6 +20,7 @@ _STATES = {
     "failed": ("✗", "failed"),
     "cancelled": ("⊘", "cancelled"),
 }
+"""The symbol and the word for how a step, or a run, stands."""
 
 _DOING = {
     "export": "export",
@@ -60,10 +61,10 @@ def seconds(time: float) -> str:
 
 def heading(now: Snapshot) -> str:
     """Return the first line: what runs, and how it stands or ended."""
-    symbol, word = ("⊘", "cancelling") if now.cancelling else _STATES[now.outcome]
+    symbol, word = ("⊘", "cancelling") if now.cancelling else STATES[now.outcome]
     title = masked(now.title)
     if now.ended is None:
-        return f"{symbol} {title}: {word}"
+        return f"{symbol} {title}: {word}{' in the background' if now.background else ''}"
     return (
         f"{symbol} {title}: {word} {'in' if word == 'done' else 'after'} {seconds(now.ended - now.started)}"
     )
@@ -76,7 +77,7 @@ def to_text(now: Snapshot) -> str:
     return "\n".join(
         [
             heading(now),
-            *(f"  {masked(note)}" for note in now.notes),
+            *(f"  {masked(note)}" for note in _notes(now)),
             *(_text_line(now, s, width) for s in now.steps),
             *(f"  {name}: {text}" for name, text in told),
             *(["  last lines:"] if now.lines else []),
@@ -85,8 +86,17 @@ def to_text(now: Snapshot) -> str:
     )
 
 
+def _notes(now: Snapshot) -> tuple[str, ...]:
+    """Return the notes, and what can be done while it goes on in the background."""
+    if not now.background or now.ended is not None:
+        return now.notes
+    look = f"%attach {now.background} shows it"
+    ways = f"{look}; its wait() waits for it, cancel() ends it" if now.cancellable else look
+    return (*now.notes, f"in the background: {ways}")
+
+
 def _text_line(now: Snapshot, step: StepView, width: int) -> str:
-    symbol, word = _STATES[step.state]
+    symbol, word = STATES[step.state]
     parts = [
         f"  {symbol} {_DOING.get(step.step, step.step):<{width}}",
         f"{word:<9}",
@@ -98,10 +108,10 @@ def _text_line(now: Snapshot, step: StepView, width: int) -> str:
 def to_html(now: Snapshot) -> str:
     """Return the snapshot as a card that reads well without style and without a kernel."""
     rows = [
-        (unbroken(_DOING.get(s.step, s.step)), Badge(*_STATES[s.state]), unbroken(_took(now, s)), _details(s))
+        (unbroken(_DOING.get(s.step, s.step)), Badge(*STATES[s.state]), unbroken(_took(now, s)), _details(s))
         for s in now.steps
     ]
-    notes = [(name, value) for name, _, value in (masked(note).partition(": ") for note in now.notes)]
+    notes = [(name, value) for name, _, value in (masked(note).partition(": ") for note in _notes(now))]
     parts = [html_table(notes)] if notes else []
     if rows:
         parts.append(html_table(rows, ("step", "state", "time", "details"), label="steps"))
@@ -157,7 +167,7 @@ def _details(step: StepView) -> str:
 
 def event_line(event: Event, took: float | None) -> str:
     """Return one event as a line, for a terminal where lines are not taken back."""
-    symbol, word = _STATES[event.state]
+    symbol, word = STATES[event.state]
     share = f" {event.fraction:.0%}" if event.fraction is not None else ""
     time = f" in {seconds(took)}" if took is not None else ""
     bytes_moved = moved_text(event.done, event.total) if event.done is not None else ""

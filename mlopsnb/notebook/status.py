@@ -79,16 +79,22 @@ class Snapshot:
     hint: str = ""
     shown: object | None = None
     """What a step that still runs has to show."""
+    background: str = ""
+    """The name of the deployment, once the run goes on after its call has returned."""
+    restoring: bool = False
+    """Whether all that goes on is to put back what was there."""
 
     @property
     def cancelling(self) -> bool:
         """Say whether the run was interrupted and is putting back what was there."""
-        return self.outcome == "running" and any(s.state == "cancelled" for s in self.steps)
+        stopped = self.restoring or any(s.state == "cancelled" for s in self.steps)
+        return self.outcome == "running" and stopped
 
     @property
     def cancellable(self) -> bool:
         """Say whether an interrupt would end work, and not the clearing up after work that has ended badly."""
-        return self.outcome == "running" and all(
+        runs = self.outcome == "running" and not self.restoring
+        return runs and all(
             s.state not in ("failed", "cancelled") and s.step != "restore" for s in self.steps
         )
 

@@ -1,7 +1,7 @@
 """Show a run while it goes on, in the way the front end can, and leave a plain record of it when it has ended.
 
-Decides nothing about the run and never changes its outcome. Events may come from any thread; text is printed from the
-cell's own thread alone, because a worker's print may land in another cell.
+Decides nothing about the run and never changes its outcome. Events may come from any thread; text is printed only in the
+context of the cell, which a worker may have a copy of, because a print without it may land in another cell.
 """
 
 from __future__ import annotations
@@ -15,9 +15,12 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any, Literal, Protocol
 
+from mlopsnb.background import Detached, Rollout
 from mlopsnb.errors import MlopsnbError, telling_line
 from mlopsnb.events import Event, reporting_to
 from mlopsnb.notebook.render import cancel_html, event_line, heading, to_html, to_text
@@ -39,12 +42,19 @@ _MOST_TOLD = 1000
 COUNT_INTERVAL = 1.0
 """Seconds between two printed lines that only count bytes or repeat what a program prints."""
 
+_cell: ContextVar[object] = ContextVar("mlopsnb_cell", default=None)
+"""Stands for the cell whose run this is, here and in the threads that have its context."""
+
 
 class View(Protocol):
     """Where a run is shown, made with what tells how it stands. The first `show` opens it; `close` comes last."""
 
     def show(self, event: Event) -> None:
         """Take note that *event* has happened; called for every one, in whatever thread."""
+        ...
+
+    def release(self, cancel: Callable[[], None]) -> None:
+        """Show that the run goes on in the background, where *cancel* ends it; called in the cell's own thread."""
         ...
 
     def close(self, now: Snapshot) -> None:
@@ -77,43 +87,72 @@ def choose(wanted: str, shell: Any) -> Mode:
 
 
 @contextmanager
-def following(title: str, *, mode: Mode, notes: tuple[str, ...] = ()) -> Iterator[None]:
-    """Show the events of the enclosed block. A block that reports nothing shows nothing."""
-    with followed(Snapshot(title=title, notes=notes, started=time.monotonic()), _VIEWS[mode]):
-        yield
+def following(title: str, *, mode: Mode, notes: tuple[str, ...] = ()) -> Iterator[Card]:
+    """Show the events of the enclosed block. A block that reports nothing shows nothing.
+
+    What goes on in the background behind it is shown on: after a second interrupt, or where `Card.go_on` is called.
+    """
+    with followed(Snapshot(title=title, notes=notes, started=time.monotonic()), _VIEWS[mode]) as card:
+        yield card
 
 
 @contextmanager
-def followed(start: Snapshot, view: Callable[[Callable[[], Snapshot]], View]) -> Iterator[None]:
+def followed(start: Snapshot, view: Callable[[Callable[[], Snapshot]], View]) -> Iterator[Card]:
     """Let *view* show the events of the enclosed block, on from the snapshot *start*."""
-    run = _Run(start, view)
-    with reporting_to(run):
-        try:
-            yield
-        except KeyboardInterrupt:
-            run.end("cancelled")
-            raise
-        except BaseException as exc:
-            run.end("failed", exc)
-            raise
-        run.end("succeeded")
+    token = _cell.set(object())
+    card = Card(start, view)
+    try:
+        with reporting_to(card):
+            yield card
+    except Detached as exc:
+        card.go_on(exc.rollout)
+        raise
+    except KeyboardInterrupt:
+        card.end("cancelled")
+        raise
+    except BaseException as exc:
+        card.end("failed", exc)
+        raise
+    else:
+        if not card.goes_on:
+            card.end("succeeded")
+    finally:
+        _cell.reset(token)
 
 
-class _Run:
+class Card:
     """The reporter: notes events, and folds them into the snapshot when somebody looks at it."""
 
     def __init__(self, start: Snapshot, view: Callable[[Callable[[], Snapshot]], View]) -> None:
+        self.goes_on = False
         self._now = start
         self._told: list[tuple[Event, float]] = []
         self._lock = threading.RLock()
         self._view = view(self.now)
 
     def __call__(self, event: Event, /) -> None:
+        """Take note of *event*."""
+        self._note(event, time.monotonic())
+
+    def _note(self, event: Event, at: float) -> None:
         with self._lock:
-            self._told.append((event, time.monotonic()))
+            self._told.append((event, at))
             if len(self._told) >= _MOST_TOLD:
                 self.now()
         self._view.show(event)
+
+    def go_on(self, rollout: Rollout, *, anew: bool = False) -> None:
+        """Follow *rollout* until it ends; with *anew* from its beginning, of which nothing was shown here yet."""
+        self.goes_on = True
+        with self._lock:
+            self._now = replace(self.now(), background=rollout.name, restoring=rollout.restores)
+        if rollout.state == "running":
+            self._view.release(rollout.cancel)
+        rollout.follow(self._note if anew else lambda event, at: None, self._ended)
+
+    def _ended(self, rollout: Rollout) -> None:
+        if rollout.state != "running":
+            self.end(rollout.state, rollout.error)
 
     def now(self) -> Snapshot:
         """Return how the run stands."""
@@ -126,10 +165,11 @@ class _Run:
     def end(
         self, outcome: Literal["succeeded", "failed", "cancelled"], exc: BaseException | None = None
     ) -> None:
-        verdict, hint = ("", "") if exc is None else _reason(exc)
+        """Leave the last snapshot behind; *exc* is what it failed with."""
+        verdict, hint = _reason(exc) if outcome == "failed" and exc is not None else ("", "")
         with self._lock:
             self._now = last = finish(self.now(), outcome, time.monotonic(), verdict=verdict, hint=hint)
-        if last.steps or last.lines:
+        if last.steps or last.lines or self.goes_on:
             self._view.close(last)
 
 
@@ -227,6 +267,10 @@ class DisplayView:
         """Open the output, or update it when the interval is over."""
         self._throttle.request()
 
+    def release(self, cancel: Callable[[], None]) -> None:
+        """Show it; an output has no button."""
+        self._throttle.request()
+
     def close(self, now: Snapshot) -> None:
         """Put the last snapshot in, without waiting."""
         self._throttle.stop()
@@ -260,31 +304,53 @@ class WidgetView(DisplayView):
     """A widget while the run goes on; at the end the same output becomes plain HTML and the widgets are closed.
 
     A closed widget would show "model not found" in a notebook that is opened again, so none is left behind. The button is
-    a widget of its own: one that is drawn again while the mouse is down would not be clicked.
+    a widget of its own: one that is drawn again while the mouse is down would not be clicked. While the cell runs it is
+    the front end's own interrupt, since the kernel hears of no click; in the background it is one that the kernel hears.
     """
 
     def __init__(self, now: Callable[[], Snapshot]) -> None:
         super().__init__(now)
-        self._widgets: tuple[Any, ...] = ()
-        self._cancellable = True
+        self._card: Any = None
+        self._box: Any = None
+        self._buttons: list[Any] = []
+        self._cancel: Callable[[], None] | None = None
         self._plain = False
+
+    def release(self, cancel: Callable[[], None]) -> None:
+        """Change the button for one that ends the rollout, and interrupts no cell."""
+        self._cancel = cancel
+        super().release(cancel)
 
     def close(self, now: Snapshot) -> None:
         """Replace the widget by its last state."""
         super().close(now)
         with suppress(Exception):
-            for widget in self._widgets:
+            for widget in (self._card, self._box, *self._buttons):
                 widget.close()
 
     def _paint(self, now: Snapshot) -> None:
-        if self._plain or not self._widgets:
+        if self._plain or self._box is None:
             self._open_as_widget(now)
             return
-        card, button, _ = self._widgets
-        card.value = to_html(now)
-        if self._cancellable and not now.cancellable:
-            self._cancellable = False
-            button.value = ""
+        self._card.value = to_html(now)
+        shown = self._button(now)
+        if self._box.children[1:] != shown:
+            self._box.children = (self._card, *shown)
+
+    def _button(self, now: Snapshot) -> tuple[Any, ...]:
+        """Return the button that ends the run as it stands, if anything does."""
+        if not now.cancellable:
+            return ()
+        if len(self._buttons) == (1 if self._cancel is None else 2):
+            return (self._buttons[-1],)
+        from ipywidgets import HTML, Button
+
+        button = HTML(cancel_html()) if self._cancel is None else Button(description="⊘ Cancel")
+        if (cancel := self._cancel) is not None:
+            button.tooltip = "end the rollout, and put back what was there"
+            button.on_click(lambda _: cancel())  # in whatever thread
+        self._buttons.append(button)
+        return (button,)
 
     def _open_as_widget(self, now: Snapshot) -> None:
         live: dict[str, Any] = {}
@@ -292,9 +358,9 @@ class WidgetView(DisplayView):
             try:
                 from ipywidgets import HTML, VBox
 
-                card, button = HTML(to_html(now)), HTML(cancel_html())
-                self._widgets = (card, button, VBox([card, button]))
-                live = self._widgets[-1]._repr_mimebundle_()
+                self._card = HTML(to_html(now))
+                self._box = VBox([self._card, *self._button(now)])
+                live = self._box._repr_mimebundle_()
             except Exception:  # noqa: BLE001  whatever is wrong with widgets here, display updates are left
                 _log.debug("widgets do not work here", exc_info=True)
                 self._plain = True
@@ -306,14 +372,15 @@ class LinesView:
 
     def __init__(self, now: Callable[[], Snapshot]) -> None:
         self._now = now
-        self._owner = threading.get_ident()
+        self._cell = _cell.get()
+        self._lock = threading.Lock()
         self._waiting: list[str] = []
         self._titled = False
         self._last = ""
         self._counted_at = float("-inf")
 
     def show(self, event: Event) -> None:
-        """Print the event once; those of other threads wait for the next one of the cell's own thread."""
+        """Print the event once; those of threads without the cell's context wait for the next one that has it."""
         now = self._now()
         if not self._titled:
             self._titled = True
@@ -334,6 +401,11 @@ class LinesView:
         took = step.ended - step.started if step is not None and step.ended is not None else None
         return f"  {event_line(event, took)}"
 
+    def release(self, cancel: Callable[[], None]) -> None:
+        """Say so."""
+        self._waiting.append(to_text(replace(self._now(), steps=(), lines=())))
+        self._flush()
+
     def close(self, now: Snapshot) -> None:
         """Print what is left, and how it ended."""
         self._waiting += [f"    {line}" for line in now.lines]
@@ -341,9 +413,10 @@ class LinesView:
         self._flush()
 
     def _flush(self) -> None:
-        if threading.get_ident() != self._owner:
+        if _cell.get() is not self._cell:
             return
-        lines, self._waiting = self._waiting, []
+        with self._lock:
+            lines, self._waiting = self._waiting, []
         sys.stdout.write("".join(f"{line}\n" for line in lines))
         sys.stdout.flush()
 
@@ -355,6 +428,9 @@ class OffView:
         pass
 
     def show(self, event: Event) -> None:
+        """Ignore it."""
+
+    def release(self, cancel: Callable[[], None]) -> None:
         """Ignore it."""
 
     def close(self, now: Snapshot) -> None:

@@ -33,6 +33,7 @@ AWAY_SECONDS = 60.0
 """For so long the API server may be away, to be restarted."""
 
 _LOG_SECONDS = 5.0
+_SLICE = 0.5
 
 
 def wait_ready(cluster: Cluster, deployment: str, *, timeout: float, step: Step = "start") -> None:
@@ -164,11 +165,23 @@ class _Wait:
     def _take_news(self, seconds: float) -> None:
         """Take note of all news there is; wait up to *seconds* for the first."""
         with contextlib.suppress(Empty):
-            self._seen.take(self._seen.news.get(timeout=max(0.0, seconds)))
+            self._seen.take(self._first_news(time.monotonic() + seconds))
             while True:
                 self._seen.take(self._seen.news.get_nowait())
         if self._seen.deployment is None and "Deployment" in self._seen.objects:
             raise _gone(self._seen.name)
+
+    def _first_news(self, end: float) -> News:
+        """Return the first news that comes until *end*, else raise `Empty`; say again how it stands while nothing does.
+
+        Whoever wants the wait to end says so when it is told something.
+        """
+        while (left := end - time.monotonic()) > _SLICE:
+            with contextlib.suppress(Empty):
+                return self._seen.news.get(timeout=_SLICE)
+            if self._told is not None:
+                report(self._told)
+        return self._seen.news.get(timeout=max(0.0, left))
 
     def _away_end(self, now: float) -> float:
         """Return when the API server has been away for too long; raise `ClusterUnreachable` when that is over."""

@@ -6,6 +6,7 @@ import os
 import queue
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -153,6 +154,98 @@ def test_interrupt_leaves_a_frozen_card(kernel, client, allow_stdin, has_widget)
         assert outputs[-1]["msg_type"] == "error"
         assert "comm_close" in {m["msg_type"] for m in outputs}
     assert late_messages(client) == []  # from a timer, for example
+
+
+@pytest.fixture
+def hanging(client, tmp_path):
+    """A model in the kernel, and a server of it that never gets ready."""
+    (tmp_path / "sitecustomize.py").write_text("import signal; signal.pause()")
+    support = str(Path(__file__).parents[1] / "support")
+    execute(
+        client,
+        f"import sys; sys.path.append({support!r}); from mlopsnb import flow; from served_plans import EXAMPLE, make_model",
+    )
+    execute(client, "import importlib; importlib.reload(flow)")  # other tests put functions of theirs in
+    execute(client, f"import mlopsnb as ml; net = make_model(); site = {str(tmp_path)!r}")
+    return "%deploy net --name bg --example EXAMPLE --env PYTHONPATH={site}"
+
+
+def text_of(message):
+    return message["content"].get("data", {}).get("text/plain", "")
+
+
+def until(client, words, display_id):
+    """Return the message that puts *words* into the display of that id, whatever cell runs."""
+    while True:
+        message = client.get_iopub_msg(timeout=60)
+        shown = message["content"].get("transient", {}).get("display_id")
+        if shown == display_id and words in text_of(message):
+            return message
+
+
+def test_a_card_in_the_background_lives_on_and_its_button_cancels(client, hanging):
+    reply, outputs = execute(client, f"dep = {hanging} --no-wait", allow_stdin=True)
+    assert reply["status"] == "ok"
+    card = next(m for m in outputs if WIDGET in m["content"].get("data", {}))
+    display_id = card["content"]["transient"]["display_id"]
+    _, outputs = execute(client, "print(dep.status, dep.rollout.state)")
+    assert [m["content"].get("text") for m in outputs[1:]] == ["starting running\n"]
+    _, outputs = execute(client, "%attach bg;", allow_stdin=True)
+    attached = outputs[-1]["content"]["data"]["text/plain"]
+    assert attached.startswith("▸ %attach bg: running in the background")
+    assert "%attach bg shows it; its wait() waits for it, cancel() ends it" in attached
+    buttons = [m["content"] for m in outputs if "ButtonModel" in str(m["content"].get("data"))]
+    assert [b["data"]["state"]["description"] for b in buttons] == ["⊘ Cancel"]
+    click = {"method": "custom", "content": {"event": "click"}}
+    client.shell_channel.send(
+        client.session.msg("comm_msg", {"comm_id": buttons[0]["comm_id"], "data": click})
+    )
+    last = until(client, "⊘ %deploy net: cancelled after", display_id)
+    assert set(last["content"]["data"]) == {"text/html", "text/plain"}
+    assert last["parent_header"]["msg_id"] == card["parent_header"]["msg_id"]
+    reply, _ = execute(client, "dep.wait(60)")
+    assert (reply["ename"], reply["evalue"].splitlines()[0]) == (
+        "DeployError",
+        "the rollout of 'bg' was cancelled",
+    )
+    _, outputs = execute(client, "%deployments")
+    assert "⊘ cancelled" in text_of(outputs[-1])
+
+
+SLOW_RESTORING = """
+import threading
+from mlopsnb import executing
+go = threading.Event()
+real = executing._restore
+def slowly(*args):
+    go.wait(60)
+    real(*args)
+executing._restore = slowly
+"""
+
+
+def test_a_second_interrupt_detaches_what_is_being_restored(kernel, client, hanging):
+    execute(client, SLOW_RESTORING)
+    manager, _ = kernel
+    sent = []
+
+    def interrupt(message):
+        if len(sent) < 2 and ("process ", "⊘ start the server")[len(sent)] in text_of(message):
+            sent.append(message)
+            manager.interrupt_kernel()
+
+    reply, _ = execute(client, hanging, seen=interrupt)
+    assert reply["traceback"] == [
+        "KeyboardInterrupt: %deploy net was cancelled; what served 'bg' before is still being restored, %attach bg shows it"
+    ]
+    _, outputs = execute(client, "%attach bg;")
+    assert "⊘ %attach bg: cancelling in the background" in str([text_of(m) for m in outputs])
+    execute(client, "go.set()")
+    until(client, "⊘ %deploy net: cancelled after", sent[0]["content"]["transient"]["display_id"])
+    reply, _ = execute(client, "executing._restore = real; ml.get('bg').wait(60)")
+    assert reply["evalue"].startswith("the rollout of 'bg' was cancelled")
+    _, outputs = execute(client, "len(ml.deployments())")
+    assert text_of(outputs[-1]) == "0"
 
 
 MANY = """

@@ -277,8 +277,8 @@ DIES = """
 def test_when_a_kernel_dies_what_served_serves_on_and_the_next_deploy_clears_up(name, revision, monkeypatch):
     import pickle
 
-    from mlopsnb import rollout
-    from mlopsnb.deployment import execute
+    from mlopsnb import background, rollout
+    from mlopsnb.executing import execute
 
     target = Kubernetes()
     with target.claim(name):
@@ -294,8 +294,8 @@ def test_when_a_kernel_dies_what_served_serves_on_and_the_next_deploy_clears_up(
     with pytest.raises(DeployError, match="another deploy of .* is under way"):
         target.claim(name).__enter__()
     monkeypatch.setattr(cluster_claims, "EXPIRES_SECONDS", -1.0)
-    with target.claim(name):
-        execute(target, name, rollout.rolling(left, revision(3, 1)), timeout=SECONDS)
+    with background.hold(target, background.key("kubernetes", name)) as hold:
+        execute(hold, rollout.rolling(left, revision(3, 1)), timeout=SECONDS)
     after = target.observe(name)
     assert [(r.id, r.state) for r in after.revisions] == [(1, "stopped"), (2, "stopped"), (3, "running")]
     assert sign(after.url, name) == -1

@@ -15,7 +15,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from mlopsnb import rollout
-from mlopsnb.errors import MlopsnbError
 from mlopsnb.notebook import render as cards
 from mlopsnb.notebook.dashboard import render
 from mlopsnb.notebook.dashboard.actions import ACTS, Act, Question, carry_out, question
@@ -148,7 +147,7 @@ class Panel:
             self._acting = now
             return _Told(self._throttle.request)
 
-        with suppress(MlopsnbError, Exception), followed(start, view):  # the card tells what went wrong
+        with suppress(Exception), followed(start, view):  # the card tells what went wrong
             carry_out(asked)
 
     # ------------------------------------------------------------------ what is shown
@@ -236,6 +235,9 @@ class _Told:
 
     def show(self, event: object) -> None:
         self._paint()
+
+    def release(self, cancel: Callable[[], None]) -> None:
+        """Show nothing of it: an act here is in a thread already, which no second interrupt detaches."""
 
     def close(self, now: Snapshot) -> None:
         self._paint()
