@@ -34,6 +34,9 @@ MAGIC = re.compile(r"^\s*(?:\w+ = )?%(\w+)[ ]?(.*)$", re.MULTILINE)
 COMMAND = re.compile(r"^(?:\$ )?python -m (mlopsnb(?:\.serving)?) (.*)$", re.MULTILINE)
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 SETTINGS = {field.name for field in fields(Settings)}
+VARIABLE = re.compile(r"\bMLOPSNB_[A-Z_]+\b")
+CODE = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "mlopsnb").rglob("*.py"))
+VARIABLES = {f"MLOPSNB_{name.upper()}" for name in SETTINGS} | set(VARIABLE.findall(CODE))
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 
@@ -119,10 +122,8 @@ def test_options_of_the_server_exist():
 
 
 @each_page
-def test_settings_exist(page):
-    text = page.read_text(encoding="utf-8")
-    named = {name.lower() for name in re.findall(r"\bMLOPSNB_([A-Z_]+)\b", text)}
-    assert named <= SETTINGS
+def test_settings_and_variables_exist(page):
+    assert set(VARIABLE.findall(page.read_text(encoding="utf-8"))) <= VARIABLES
     for body in blocks(page, "toml"):
         assert set(tomllib.loads(body)["tool"]["mlopsnb"]) <= SETTINGS
 
