@@ -7,7 +7,7 @@ CREATED := .venv/.created
 READY := .venv/.ready
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
-.PHONY: help setup demo test fuzz check format clean bench-drift
+.PHONY: help setup demo test fuzz check docs format clean bench-drift
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -36,12 +36,16 @@ check: $(READY)  ## style, types and the order of the layers
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
+docs: $(READY)  ## build the documentation into .site; a broken link or reference fails it
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+	@echo "built: .site/index.html"
+
 format: $(READY)  ## write the code in the house style
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
 clean:  ## remove what the commands above have made
-	rm -rf .venv .demo .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .demo .executed .site .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(CREATED):
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or sys.exit("mlopsnb needs Python 3.11 to 3.13; $(PYTHON) is %d.%d. Try: make PYTHON=python3.12" % v)'

@@ -205,7 +205,8 @@ def _is_deployment(value: object) -> bool:
 
 
 def _shown(verb: Verb, values: Mapping[str, Any], result: Any) -> Any:
-    kind = "Plan" if values.get("dry_run") else _SHOWN_AS.get(verb.name)
+    dry = values.get("dry_run") and type(result) is tuple  # a plan; a clean-up has a record of its own
+    kind = "Plan" if dry else _SHOWN_AS.get(verb.name)
     if kind is None:
         return result
     return getattr(import_module("mlopsnb.notebook.displays"), kind)(result)

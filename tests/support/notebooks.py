@@ -11,7 +11,8 @@ from IPython.core.interactiveshell import InteractiveShell
 from nbclient import NotebookClient
 from traitlets.config import Config
 
-NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = ROOT / "notebooks"
 
 
 def read(name):
@@ -20,9 +21,15 @@ def read(name):
 
 
 def run(name, directory, *, timeout=600):
-    """Return the notebook *name* with its outputs, run from top to bottom in *directory*."""
+    """Return the notebook *name* with its outputs, run from top to bottom in *directory*.
+
+    It is kept in `.executed/` too: the documentation shows its outputs from there.
+    """
     notebook = read(name)
-    NotebookClient(notebook, timeout=timeout, resources={"metadata": {"path": str(directory)}}).execute()
+    where = {"metadata": {"path": str(directory)}}
+    NotebookClient(notebook, timeout=timeout, resources=where, store_widget_state=False).execute()
+    (ROOT / ".executed").mkdir(exist_ok=True)
+    nbformat.write(notebook, ROOT / ".executed" / name)
     return notebook
 
 

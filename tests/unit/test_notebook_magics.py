@@ -12,6 +12,7 @@ from IPython.utils.capture import capture_output
 
 import mlopsnb
 import notebooks
+from mlopsnb.cleaning import Cleanup
 from mlopsnb.deployment import Deployments, History
 from mlopsnb.notebook.grammar import VERBS
 from mlopsnb.notebook.magics import MlopsnbMagics
@@ -180,6 +181,12 @@ def test_addresses_keep_their_own_name(run, twin):
     run("%deploy models:/fraud/{v} --dry-run", v=3)
     run("%deploy uri --dry-run", uri="models:/fraud/4")
     assert calls == [(("models:/fraud/3",), {"dry_run": True}), (("models:/fraud/4",), {"dry_run": True})]
+
+
+def test_dry_run_of_a_clean_up_is_its_own_record(run, twin):
+    planned = Cleanup(dry_run=True)
+    twin("mlopsnb.cleaning", "cleanup", planned)
+    assert run("%cleanup --images --dry-run")[0].result is planned
 
 
 @pytest.mark.parametrize("magic", ["deploy", "export"])
