@@ -29,6 +29,7 @@ class WorkerServer(Server):
         self._excess = 0
         self._told = self._signalled = False
         self._coming: set[asyncio.Task[Any]] = set()
+        self._turn: asyncio.Task[None] | None = None
         self.server_state.connections = Connections(seat.cells)  # type: ignore[assignment]
 
     async def _listen(self) -> None:
@@ -64,14 +65,16 @@ class WorkerServer(Server):
             _log.warning("a connection could not be taken: %s", exc)
 
     def _told_of_grpc(self, wanted: bool) -> None:
+        before = self._turn
+        self._turn = asyncio.get_running_loop().create_task(self._carry_out(before, wanted))
+
+    async def _carry_out(self, before: asyncio.Task[None] | None, wanted: bool) -> None:
+        """Open gRPC's port, and say so, or close it: what was told *before* comes first."""
+        if before is not None:
+            await before
         if not wanted:
             self._close_grpc()
             return
-        task = asyncio.get_running_loop().create_task(self._say_when_open())
-        self._coming.add(task)
-        task.add_done_callback(self._coming.discard)
-
-    async def _say_when_open(self) -> None:
         try:
             await self._open_grpc()
         except CannotListen as exc:

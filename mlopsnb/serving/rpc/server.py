@@ -34,7 +34,10 @@ _OPTIONS = (
 _SETTLE_SECONDS = 1.0
 """How long connections are left alone after the port was closed, see `closing`."""
 
-_TICK = 0.1
+_QUIET_SECONDS = 0.25
+"""How long there must be none before nobody is waited for: one that is just being accepted is not seen at once."""
+
+_TICK = 0.05
 _log = logging.getLogger("mlopsnb.serving")
 
 
@@ -98,8 +101,11 @@ class GrpcServer:
 
     async def _end(self, lane: DirectLane | AioLane | None) -> None:
         loop = asyncio.get_running_loop()
-        end = loop.time() + _SETTLE_SECONDS
-        while loop.time() < end and closing.has_clients(self._port):
+        quiet = loop.time()
+        end = quiet + _SETTLE_SECONDS
+        while (now := loop.time()) < min(end, quiet + _QUIET_SECONDS):
+            if closing.has_clients(self._port):
+                quiet = now
             await asyncio.sleep(_TICK)
         if lane is not None:
             await lane.stop(self._app.request_timeout)
