@@ -178,60 +178,55 @@ def _add_tuning(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def _demand(fits: object, what: str) -> None:
+    """Have argparse say *what* is wrong, unless it *fits*."""
+    if not fits:
+        raise argparse.ArgumentTypeError(what)
+
+
 def _name(text: str) -> str:
-    if not NAME.fullmatch(text):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} has characters other than letters, digits, '.', '_' and '-'"
-        )
+    _demand(NAME.fullmatch(text), f"{text!r} has characters other than letters, digits, '.', '_' and '-'")
     return text
 
 
 def _port(text: str) -> int:
-    if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is no port; expected 0 to 65535")
+    _demand(text.isdecimal() and int(text) <= 65535, f"{text!r} is no port; expected 0 to 65535")
     return int(text)
 
 
 def _bytes(text: str) -> int:
     found = _BYTES.fullmatch(text)
     size = int(found["number"]) * _UNITS[found["unit"].upper()] if found else 0
-    if not size:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no number of bytes; expected one such as 500000 or 64MB"
-        )
+    _demand(size, f"{text!r} is no number of bytes; expected one such as 500000 or 64MB")
     return size
 
 
 def _not_negative(text: str) -> float:
     value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+    _demand(0 <= value < float("inf"), f"{text!r} is no number of seconds")
     return value
 
 
 def _positive(text: str) -> float:
-    if not (value := _not_negative(text)):
-        raise argparse.ArgumentTypeError("0 seconds are none")
+    value = _not_negative(text)
+    _demand(value, "0 seconds are none")
     return value
 
 
 def _share(text: str) -> float:
-    if not 0 < (value := float(text)) <= 1:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no share of requests; expected a number above 0 and up to 1"
-        )
+    value = float(text)
+    _demand(0 < value <= 1, f"{text!r} is no share of requests; expected a number above 0 and up to 1")
     return value
 
 
 def _whole(text: str) -> int:
-    if not text.isdecimal() or len(text) > 9:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
+    _demand(text.isdecimal() and len(text) <= 9, f"{text!r} is no whole number")
     return int(text)
 
 
 def _count(text: str) -> int:
-    if not (value := _whole(text)):
-        raise argparse.ArgumentTypeError("expected 1 or more, found 0")
+    value = _whole(text)
+    _demand(value, "expected 1 or more, found 0")
     return value
 
 
