@@ -21,13 +21,17 @@ from grpc._cython import cygrpc
 
 from mlopsnb import plugins
 from mlopsnb.serving.app import App
+from mlopsnb.serving.board import Board
 from mlopsnb.serving.connections import ConnectionLimits
 from mlopsnb.serving.engine import Engine
+from mlopsnb.serving.listen import Sockets
 from mlopsnb.serving.rpc import direct, service
 from mlopsnb.serving.rpc.aio import AioLane
 from mlopsnb.serving.rpc.direct import DirectLane
 from mlopsnb.serving.rpc.messages import SERVICE, message
 from mlopsnb.serving.rpc.server import GrpcServer
+from mlopsnb.serving.worker import WorkerServer
+from mlopsnb.serving.workers import CLOSE_GRPC, OPEN_GRPC, Seat
 
 INFER = f"/{SERVICE}/ModelInfer"
 
@@ -223,6 +227,34 @@ def test_at_the_end_the_port_is_closed_first_and_who_is_connected_is_answered_st
             await end
             with pytest.raises(grpc.RpcError, match="UNAVAILABLE"):
                 await ask()
+
+    asyncio.run(run())
+
+
+def test_a_worker_opens_and_closes_its_port_in_the_order_in_which_it_is_told(app):
+    async def run():
+        server = GrpcServer(app, host="127.0.0.1", port=0, limits=ConnectionLimits())
+        supervisor, channel = socket.socketpair()
+        supervisor.setblocking(False)
+        with supervisor, channel:
+            worker = WorkerServer(
+                app,
+                Sockets(),
+                seat=Seat(Board(1), 0, channel),
+                drain_seconds=0,
+                on_ready=lambda: None,
+                grpc=server,
+                grpc_waits=True,
+            )
+            await worker.startup()
+            supervisor.send(OPEN_GRPC + CLOSE_GRPC)  # which come together
+            assert await asyncio.get_running_loop().sock_recv(supervisor, 10) == OPEN_GRPC
+            await worker._turn
+            host, _, port = server.address.rpartition(":")
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection((host, int(port)))
+            await worker._grpc_end
+            asyncio.get_running_loop().remove_reader(channel)
 
     asyncio.run(run())
 
