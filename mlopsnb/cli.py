@@ -237,6 +237,10 @@ def _watch(words: argparse.Namespace) -> int:
             "--retrain needs a watch that goes on: with --once each run would begin a new incident",
             hint="leave --once out, or have your scheduler act on status 3",
         )
+    if words.labels and not words.reference:
+        raise UserError(
+            "--labels needs --reference, which performance is compared with", hint="--reference known.parquet"
+        )
     rules = [alerts.parse(text) for text in words.alerts]
     if words.once:
         rules = [replace(alert, seconds=0.0) for alert in rules]

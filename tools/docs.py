@@ -52,7 +52,10 @@ NOTEBOOKS = {
 EXECUTED = (".executed", ".demo")
 """Where the tests and `make demo` leave notebooks with their outputs."""
 
-ERROR_MODULES = ("images.errors", "manifest", "monitoring.sinks", "profiles", "targets.cluster_errors")
+ERROR_MODULES = (
+    *("images.errors", "manifest", "monitoring.retraining", "monitoring.sinks", "profiles"),
+    "targets.cluster_errors",
+)
 """Modules, beside `errors`, that have errors which users meet."""
 
 

@@ -1,7 +1,7 @@
 """Judge all features of a report together: an effect that matters, and significance that holds over all of them.
 
-Knows neither data nor displays. Where there are windows of time, the p-values of all features in all windows are one
-family, so that looking more often does not raise more false alarms.
+Knows neither data nor displays. The p-values of all features, in all windows of time if there are any, and of all checks
+are one family: neither looking more often nor at more shares raises more false alarms.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from mlopsnb.monitoring.report import Check, FeatureDrift, State, Window, share_
 
 def judged(rows: Sequence[FeatureDrift], q: float) -> tuple[FeatureDrift, ...]:
     """Return the rows with q-values and states, ranked: outputs first, then by how far beyond the threshold."""
-    values = _adjusted([p for row in rows for p in (row.p_value, *(w.p_value for w in row.windows))])
-    checks = _adjusted([check.p_value for row in rows for check in row.checks])
-    done = [_judged(row, values, checks, q) for row in rows]
+    tested = [(row.p_value, *(t.p_value for t in (*row.windows, *row.checks))) for row in rows]
+    values = _adjusted([p_value for one in tested for p_value in one])
+    done = [_judged(row, values, q) for row in rows]
     return tuple(sorted(done, key=lambda row: (row.kind != "output", -row.severity)))
 
 
@@ -28,12 +28,10 @@ def _adjusted(p_values: Sequence[float | None]) -> Iterator[float | None]:
     return iter([None if p is None else next(adjusted) for p in p_values])
 
 
-def _judged(
-    row: FeatureDrift, values: Iterator[float | None], checks: Iterator[float | None], q: float
-) -> FeatureDrift:
+def _judged(row: FeatureDrift, values: Iterator[float | None], q: float) -> FeatureDrift:
     q_value = next(values)
     windows = tuple(_judged_window(w, next(values), row, q) for w in row.windows)
-    tested = tuple(_judged_check(check, next(checks), q) for check in row.checks)
+    tested = tuple(_judged_check(check, next(values), q) for check in row.checks)
     row = replace(row, q_value=q_value, windows=windows, checks=tested)
     state = _state(row.effect, q_value, row, q) or row.state
     if any(check.drifted for check in tested):

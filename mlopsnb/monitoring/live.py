@@ -178,7 +178,18 @@ def _levels(row: FeatureDrift, feature: Feature, reference: Array, current: Arra
         )
         note = f"{check.current:.1%} of rows have levels that the reference had not"
         row = replace(row, checks=(*row.checks, check), note=joined(row.note, note))
-    return measure_counts(row, reference.astype(float), current.astype(float))
+    return measure_counts(row, *_folded(reference, reference, current))
+
+
+def _folded(reference: Array, *counts: Array) -> list[Array]:
+    """Return rows of a category's *counts* with the levels that the *reference* hardly had in one cell, those it had not too.
+
+    Of many rare levels any sample meets others than the next: a level that is new is no sign of drift by itself, and weighs
+    against those that were met by the same chance. How many are new is checked apart.
+    """
+    rare = reference < st.MIN_EXPECTED
+    rare[-2:] = True  # all other levels, and all new ones
+    return [np.append(row[~rare], row[rare].sum()).astype(float) for row in counts]
 
 
 def _windows(feature: Feature, place: slice, windows: Sequence[Snapshot]) -> tuple[Window, ...]:
@@ -200,8 +211,8 @@ def _effects(feature: Feature, counts: Array) -> tuple[Sequence[float], Sequence
     if not len(counts):
         return [], []
     if feature.kind == "category":
-        effects = [st.js_distance(reference, row) for row in counts]
-        return effects, [st.chi_squared(reference, row)[1] for row in counts]
+        known, *rows = _folded(reference, reference, *counts)
+        return [st.js_distance(known, row) for row in rows], [st.chi_squared(known, row)[1] for row in rows]
     sample = Counted(np.array(feature.edges), reference, feature.whole)
     gaps = st.gap_of_counts(reference, counts).tolist()
     sizes = counts.sum(axis=1).tolist()

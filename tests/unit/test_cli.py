@@ -179,6 +179,7 @@ def test_a_watch_is_told_of_performance_and_trains_again(handle, monkeypatch, tm
     assert seen["performance"].args == ("l.csv",)
     assert list(seen["performance"].keywords["reference"]) == ["labels", "scores"]
     assert cli.main([*words, "--once", "--retrain", "x"]) == 2
+    assert cli.main(words[:6]) == 2
 
 
 def test_every_verb_has_help(capsys):

@@ -67,7 +67,7 @@ def test_a_shuffled_split_is_ok():
 def test_a_split_by_class_drifts():
     loaded = load_breast_cancer(as_frame=True)
     report = drift(loaded.data[loaded.target == 1], loaded.data[loaded.target == 0])
-    assert len(report.drifted) == 28
+    assert len(report.drifted) == 27
     assert "mean radius" in report.drifted
     assert report.state == "drift"
 
@@ -77,7 +77,7 @@ def test_shifted_numbers_drift_by_the_shift():
     row = only(drift({"x": x}, {"x": x + 1}))
     assert (row.feature, row.kind, row.state, row.statistic) == ("x", "numeric", "drift", "wasserstein")
     assert row.effect == pytest.approx(0.5, rel=0.03)
-    assert row.p_value == row.q_value < 1e-10
+    assert row.p_value < row.q_value < 1e-10  # the checks of shares are in its family
 
 
 def test_a_significant_effect_below_the_threshold_is_a_shift():
