@@ -8,9 +8,9 @@ image is still there.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,19 +19,19 @@ from mlopsnb.deployment import check_name
 from mlopsnb.errors import UserError
 from mlopsnb.events import step
 from mlopsnb.images import attestations, destinations, lineage, memo, sbom, scanning, sizes, weights, wish
-from mlopsnb.images.ahead import measure, pack_only
+from mlopsnb.images.ahead import Ahead, measure
 from mlopsnb.images.base import inspect
 from mlopsnb.images.cache import Store
 from mlopsnb.images.contents import code_files, package_files, runtime_files
-from mlopsnb.images.environment import Bytecode
 from mlopsnb.images.environment.install import install
 from mlopsnb.images.environment.locking import resolve
 from mlopsnb.images.environment.prove import Proof
 from mlopsnb.images.environment.request import minor
 from mlopsnb.images.environment.roots import roots
 from mlopsnb.images.errors import storing
-from mlopsnb.images.oci import Oci, send_ahead
-from mlopsnb.images.planning import plan_image
+from mlopsnb.images.oci import Oci, place_of
+from mlopsnb.images.planning import plan_image, weight_layers, wheel_layers
+from mlopsnb.images.registry import connect
 from mlopsnb.packages import export as export_model
 from mlopsnb.packages import fetch, find, name_of, pick_format
 from mlopsnb.records import Artifact, ModelVersion
@@ -43,9 +43,6 @@ if TYPE_CHECKING:
     from mlopsnb.images.plan import ImagePlan
     from mlopsnb.images.wish import Wish
     from mlopsnb.protocols import Builder
-
-_EARLY = ("wheel", "dependencies", "weights")
-"""Layers that are known, and worth packing and sending, before the proof."""
 
 _URI = ("models:/", "runs:/")
 
@@ -144,8 +141,8 @@ def build(
             _scan(asked, image.lock, image.base)
             return _loaded(image, name, load)
         artifact = found if isinstance(found, Artifact) else fetch(found, Path(scratch) / "package")
-        ahead = _ahead(asked, to, name, maker if export is None else None)
-        plan, sent = _plan(asked, name, found, artifact, store, ahead)
+        with _ahead(asked, to, name, maker if export is None else None, store) as ahead:
+            plan, sent = _plan(asked, name, found, artifact, store, ahead)
         if asked.budget is not None:
             sizes.check_budget(measure(plan, store), plan.lock, asked.budget)
         if export is not None:
@@ -218,13 +215,16 @@ def _unchanged(store: Store, key: str) -> Image | None:
     return image
 
 
-def _ahead(asked: Wish, to: Destination, name: str, maker: Builder | None) -> Callable[..., int]:
-    """Return what to do with layers that are certain while the model is proved: send them, pack them, or nothing."""
+def _ahead(
+    asked: Wish, to: Destination, name: str, maker: Builder | None, store: Store
+) -> AbstractContextManager[Ahead | None]:
+    """Return what packs layers before all is certain, and sends them if they go to a registry; of use to `Oci` alone."""
     if not isinstance(maker, Oci):
-        return lambda layers, *, store: 0
-    if to.place == "registry" and asked.budget is None:
-        return partial(send_ahead, to=to, name=name)
-    return pack_only
+        return nullcontext()
+    if to.place != "registry" or asked.budget is not None:
+        return Ahead(store)
+    host, repository = place_of(name, to)
+    return Ahead(store, connect(host), repository)
 
 
 def _plan(
@@ -233,39 +233,44 @@ def _plan(
     found: Artifact | ModelVersion,
     artifact: Artifact,
     store: Store,
-    ahead: Callable[..., int],
+    ahead: Ahead | None,
 ) -> tuple[ImagePlan, int]:
     """Decide what the image is, from what it has to hold and what was found to work.
 
-    While that is found out, *ahead* packs, and may send, the layers that are certain; what it sent is returned too.
+    While that is found out, *ahead* is given the layers that are certain; how many bytes it sent is returned too.
     """
     described = manifest.read(artifact.path)
     manifest.verify(artifact.path, described)
+    files = package_files(artifact.path)
+    apart = weights.kept_out(files, asked.separate_weights)
+    if ahead is not None:
+        ahead.take(weight_layers(files, apart))
     python = minor()
     base = inspect(asked.base, platform=asked.platform, python=python, store=store)
     wanted = roots(described, extra=asked.requirements, code_paths=asked.code_paths)
     lock = resolve(wanted, platform=asked.platform, python=python, accelerator=asked.accelerator)
     _scan(asked, lock, base.pinned)
     environment = install(lock, store.root)
-    files = package_files(artifact.path)
-    draft = partial(
-        plan_image,
+    with Proof(environment, artifact.path, code_paths=asked.code_paths) as proof:
+        if ahead is not None:
+            ahead.take(wheel_layers(environment))
+        sent = ahead.result()[1] if ahead is not None else 0
+        bytecode = proof.result()
+    plan = plan_image(
         name=name,
         version=_version_of(found),
         base=base,
         environment=environment,
+        bytecode=bytecode,
         runtime=runtime_files(),
         package=artifact.path,
         package_digest=described.digest,
         files=files,
-        kept_out=weights.kept_out(files, asked.separate_weights),
+        kept_out=apart,
         code=code_files(asked.code_paths),
         labels=lineage.labels(found if isinstance(found, ModelVersion) else None),
     )
-    early = [layer for layer in draft(bytecode=Bytecode(files={})).layers if layer.kind in _EARLY]
-    with Proof(environment, artifact.path, code_paths=asked.code_paths) as proof:
-        sent = ahead(early, store=store)
-        return draft(bytecode=proof.result()), sent
+    return plan, sent
 
 
 def _scan(asked: Wish, lock: Lock, base: str) -> None:

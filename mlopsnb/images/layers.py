@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from mlopsnb.errors import BuildError
 from mlopsnb.extras import need
@@ -69,9 +69,11 @@ def pack(
             on_bytes(layer.size)
             return packed
         source = archive(layer.entries)
-        blocks = _blocks(source, _Teller(on_bytes, cancelled, layer.size / source.size))
+        tell = _Teller(on_bytes, cancelled, layer.size / source.size)
         packed = (
-            _compressed(layer, blocks, store, threads) if layer.compress else _plain(layer, source, blocks)
+            _compressed(layer, source, tell, store, threads)
+            if layer.compress
+            else _plain(layer, source, tell)
         )
         store.set_note("layers", key, asdict(packed.layer))
         return packed
@@ -117,11 +119,14 @@ def _isal() -> Any:
     return need("isal", extra="images")
 
 
-def _blocks(source: Spliced, tell: _Teller) -> Iterator[memoryview]:
-    """Yield *source* in blocks of `BLOCK` bytes, the last one shorter."""
+def _blocks(source: Spliced, tell: _Teller, spare: list[bytearray]) -> Iterator[memoryview]:
+    """Yield *source* in blocks of `BLOCK` bytes, the last one shorter.
+
+    Whoever is done with a block gives it back to *spare*: memory that is new each time has to be cleared each time.
+    """
     with opened(source) as file:
         while True:
-            block = memoryview(bytearray(BLOCK))
+            block = memoryview(spare.pop() if spare else bytearray(BLOCK))
             count = file.readinto(block)
             tell(count)
             yield block[:count]
@@ -129,7 +134,7 @@ def _blocks(source: Spliced, tell: _Teller) -> Iterator[memoryview]:
                 return
 
 
-def _compressed(layer: Layer, blocks: Iterable[memoryview], store: Store, threads: Executor) -> Packed:
+def _compressed(layer: Layer, source: Spliced, tell: _Teller, store: Store, threads: Executor) -> Packed:
     compressor = need("isal.isal_zlib", extra="images").compressobj
 
     def deflate(block: memoryview) -> bytes:
@@ -138,14 +143,17 @@ def _compressed(layer: Layer, blocks: Iterable[memoryview], store: Store, thread
 
     tar, blob = hashlib.sha256(), hashlib.sha256()
     unpacked = size = 0
-    waiting: deque[Future[bytes]] = deque()
+    waiting: deque[tuple[memoryview, Future[bytes]]] = deque()
+    spare: list[bytearray] = []
     with store.writing() as file:
-        for block in blocks:
-            waiting.append(threads.submit(deflate, block))
+        for block in _blocks(source, tell, spare):
+            waiting.append((block, threads.submit(deflate, block)))
             tar.update(block)
             unpacked += len(block)
             while len(waiting) > (_WAITING if len(block) == BLOCK else 0):
-                data = waiting.popleft().result()
+                done, task = waiting.popleft()
+                data = task.result()
+                spare.append(cast("bytearray", done.obj))
                 blob.update(data)
                 file.write(data)
                 size += len(data)
@@ -161,10 +169,12 @@ def _compressed(layer: Layer, blocks: Iterable[memoryview], store: Store, thread
         return Packed(layer=found, source=file.keep(found.digest))
 
 
-def _plain(layer: Layer, source: Spliced, blocks: Iterable[memoryview]) -> Packed:
+def _plain(layer: Layer, source: Spliced, tell: _Teller) -> Packed:
     tar = hashlib.sha256()
-    for block in blocks:
+    spare: list[bytearray] = []
+    for block in _blocks(source, tell, spare):
         tar.update(block)
+        spare.append(cast("bytearray", block.obj))
     digest = f"sha256:{tar.hexdigest()}"
     found = ImageLayer(
         kind=layer.kind,

@@ -6,7 +6,7 @@ and whatever ends a build leaves packed layers in the cache for the next one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -44,9 +44,14 @@ class Oci:
             return deliver(plan, to, store)
 
 
-def _push(plan: ImagePlan, to: Destination, store: Store) -> Image:
+def place_of(name: str, to: Destination) -> tuple[str, str]:
+    """Return the host and the repository there of the image *name* that goes to the registry *to*."""
     host, namespace = parse_registry(to.registry)
-    repository = f"{namespace}/{plan.repository}" if namespace else plan.repository
+    return host, f"{namespace}/{name}" if namespace else name
+
+
+def _push(plan: ImagePlan, to: Destination, store: Store) -> Image:
+    host, repository = place_of(plan.repository, to)
     with connect(host) as registry:
         made, sent = _there(plan, registry, repository, store), 0
         if made is None:
@@ -61,31 +66,6 @@ def _push(plan: ImagePlan, to: Destination, store: Store) -> Image:
         tagged=f"{name}:{plan.tag}",
         sent=sent,
     )
-
-
-def send_ahead(layers: Sequence[Layer], to: Destination, name: str, store: Store) -> int:
-    """Pack *layers* and send them to where the image *name* will be, before it is certain; return the bytes sent.
-
-    What no image refers to is nothing to anybody, and registries remove it.
-    """
-    host, namespace = parse_registry(to.registry)
-    repository = f"{namespace}/{name}" if namespace else name
-    packing, sent = Tally(sum(layer.size for layer in layers)), Tally()
-    with connect(host) as registry, Crew(registry.cancel) as crew:
-
-        def send(packed: Packed) -> None:
-            if registry.upload(repository, descriptor(packed.layer), packed.source) == "sent":
-                sent.add(packed.layer.size)
-
-        def work(layer: Layer) -> Future[None]:
-            packed = pack(layer, store, crew.compressors, on_bytes=packing.add, cancelled=crew.cancelled)
-            return crew.start(crew.senders, send, packed)
-
-        tasks = [crew.start(crew.packers, work, layer) for layer in layers]
-        crew.wait(tasks, "pack", "", packing)
-        crew.wait([task.result() for task in tasks if task.done()], "upload", repository, sent)
-        crew.check()
-    return sent.done
 
 
 def _there(plan: ImagePlan, registry: Registry, repository: str, store: Store) -> Assembled | None:

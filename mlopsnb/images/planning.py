@@ -93,12 +93,12 @@ def plan_image(
     inside = [f for f in files if f.path not in kept_out]
     outside = [f for f in files if f.path in kept_out]
     layers = [
-        *_wheels(environment, site),
+        *wheel_layers(environment),
         _environment(base),
         _layer("bytecode", _count(pyc.packages, "compiled module"), pyc.packages),
         _layer("runtime", "model server", [*_under(site, runtime), *pyc.runtime]),
         _metadata(inside, outside, [*_under(site, code), *pyc.code], environment.lock),
-        *_weights(inside),
+        *weight_layers(files, kept_out),
     ]
     every = {**(labels or {}), **_labels(name, version, base, environment.lock, package_digest)}
     plan = ImagePlan(
@@ -169,11 +169,12 @@ def _by_path(file: File) -> str:
 
 
 @lru_cache(maxsize=2)
-def _wheels(environment: Environment, site: str) -> tuple[Layer, ...]:
+def wheel_layers(environment: Environment) -> tuple[Layer, ...]:
     """Return a layer for each large wheel, largest first, and one for the others; the same for every model.
 
     Largest first, because in an engine a layer stays only while all below it do: a new wheel moves none that is larger.
     """
+    site = site_packages(environment.lock.python)
     versions = {p.name: p.version for p in environment.lock.packages}
     wheels = {
         name: [
@@ -231,8 +232,12 @@ def _metadata(inside: Sequence[File], outside: Sequence[File], code: Sequence[Fi
     return _layer("metadata", "model metadata", [*small, *code, text], links)
 
 
-def _weights(inside: Sequence[File]) -> list[Layer]:
-    """Return the layers of the package's larger files; those that are `LARGE` stay as they are, for they hardly shrink."""
+def weight_layers(files: Sequence[File], kept_out: Collection[str] = ()) -> list[Layer]:
+    """Return the layers of the larger *files* of a package, but for those *kept_out*; they depend on nothing else.
+
+    Those that are `LARGE` stay as they are, for they hardly shrink.
+    """
+    inside = [f for f in files if f.path not in kept_out]
     bundle = _under(PACKAGE, (f for f in inside if SMALL <= f.size < LARGE))
     large = sorted((f for f in inside if f.size >= LARGE), key=_by_path)
     each = -(-len(large) // MOST_WEIGHTS) or 1  # more shards than layers: some share one

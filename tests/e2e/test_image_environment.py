@@ -167,6 +167,13 @@ def test_the_same_bytes_come_of_any_kernel(told, store, package, tmp_path):
     assert pickle.loads(done.stdout) == expected
 
 
+def test_what_the_kernel_has_compiled_gives_the_same_bytes(told, package, tmp_path, monkeypatch):
+    taken = prove(told, package(), cache=tmp_path / "taken")
+    prober.end_all()
+    monkeypatch.setattr(prober, "_compiled", list)  # a kernel that keeps nothing of what it compiles
+    assert prove(told, package(), cache=tmp_path / "compiled") == taken
+
+
 def test_what_the_image_would_lack_is_named(told, store, package):
     with pytest.raises(Incomplete, match="No module named 'pytest'") as caught:
         prove(told, package("import pytest"), cache=store)

@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -121,6 +122,7 @@ class Prober:
             "place": place,
             "modules": list(modules),
             "known": known,
+            "elsewhere": _compiled() if self._python == sys.executable else [],
             "home": str(self._home),
         }
         self._send(self._home / "start.json", message)
@@ -170,6 +172,11 @@ class Prober:
                 with suppress(BrokenPipeError):
                     pipe.close()
         shutil.rmtree(self._home, ignore_errors=True)
+
+
+def _compiled() -> list[str]:
+    """Return the directories that this kernel imports from, and where it keeps what it compiled."""
+    return [str(Path(path).absolute()) for path in sys.path if Path(path).is_dir()]
 
 
 def _staged(files: Iterable[File], stage: Path) -> list[Path]:
