@@ -80,6 +80,8 @@ def on_files(files: Files, config: Any) -> Files:
     pages |= {f"notebooks/{path.stem}.md": notebook_page(path) for path in notebooks()}
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
+    for path in notebooks():
+        files.append(File.generated(config, f"notebooks/{path.name}", abs_src_path=str(path)))
     return files
 
 
@@ -129,9 +131,8 @@ def notebook_page(path: Path) -> str:
     ran = _executed(path, notebook)
     first, *cells = [_cell(cell) for cell in (ran or notebook).cells]
     told = "" if ran else "!!! note\n    Shown without outputs: it was not run where this page was made.\n\n"
-    return f"{first}\n\n*This page is [{path.name}]({path.name}){{download}}.* \n\n{told}" + "\n\n".join(
-        cells
-    )
+    link = f'<a href="{path.name}" download>{path.name}</a>'
+    return f"{first}\n\nTo run it yourself: {link}\n\n{told}" + "\n\n".join(cells)
 
 
 def _executed(path: Path, source: Any) -> Any:

@@ -8,15 +8,17 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from shlex import quote
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from mlopsnb.images.sizes import size_text
 from mlopsnb.manifest import EXAMPLE_FILE, read_example
 from mlopsnb.notebook.render import STATES
 from mlopsnb.notebook.status import masked
-from mlopsnb.notebook.tables import Badge, Code, Row, card, folded, html_table, preformatted, text_table
+from mlopsnb.notebook.tables import Badge, Code, Link, Row, card, folded, html_table, preformatted, text_table
 
 LOG_LINES = 200
 """Lines of a log that are shown; the text itself is whole."""
@@ -178,6 +180,7 @@ def _deployment_rows(deployment: Any) -> list[Row]:
     if url:
         rows += [
             ("url", Code(url)),
+            *([("page", Link(page))] if (page := _proxied(url)) else []),
             *([("gRPC", Code(deployment.grpc))] if deployment.grpc else []),
             (
                 "from Python",
@@ -186,6 +189,18 @@ def _deployment_rows(deployment: Any) -> list[Row]:
             ("from a shell", Code(_shell_command(deployment, url))),
         ]
     return rows
+
+
+def _proxied(url: str) -> str:
+    """Return the path at which the Jupyter server of a hub, Binder's for one, shows what runs at *url* beside it.
+
+    jupyter-server-proxy does that, if it is installed. The browser is elsewhere there: *url* means nothing to it.
+    """
+    parts = urlsplit(url)
+    hub = os.environ.get("JUPYTERHUB_SERVICE_PREFIX", "")
+    if not hub or parts.hostname != "127.0.0.1" or find_spec("jupyter_server_proxy") is None:
+        return ""
+    return f"{hub.rstrip('/')}/proxy/{parts.port}/"
 
 
 def _split(release: Any) -> list[Row]:

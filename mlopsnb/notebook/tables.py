@@ -35,6 +35,16 @@ class Code:
 
 
 @dataclass(frozen=True, slots=True)
+class Link:
+    """A path on the Jupyter server; in HTML a link to it, in a page of its own."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return self.path
+
+
+@dataclass(frozen=True, slots=True)
 class Badge:
     """A state as a symbol and a word; in HTML a colour repeats what they say."""
 
@@ -80,8 +90,10 @@ class Pair:
 def cell(value: object) -> str:
     """Return *value* as HTML, escaped, with its line breaks."""
     text = escape(str(value)).replace("\n", "<br>")
-    if isinstance(value, Code):
-        return f'<code style="{_CODE}">{text}</code>' if text else ""
+    if isinstance(value, Code | Link):
+        link = f'a href="{text}" target="_blank" rel="noopener"'
+        tag = f'code style="{_CODE}"' if isinstance(value, Code) else link
+        return f"<{tag}>{text}</{tag.partition(' ')[0]}>" if text else ""
     if isinstance(value, Badge):
         colour = {
             "✓": ";color:var(--jp-success-color1,inherit)",

@@ -73,8 +73,11 @@ def test_pins_are_those_of_the_tested_environment():
     assert on_binder == {name: tested[name] for name in on_binder}
 
 
-def test_pins_cover_what_the_quickstart_needs_and_no_more():
-    assert set(pins(BINDER / "environment.yml")) == needed("notebook") | {"scikit-learn"}
+def test_pins_cover_what_the_quickstart_and_its_page_need_and_no_more():
+    assert set(pins(BINDER / "environment.yml")) == needed("notebook") | {
+        "jupyter-server-proxy",
+        "scikit-learn",
+    }
 
 
 def test_tested_versions_cover_all_direct_dependencies():

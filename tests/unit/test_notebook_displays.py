@@ -214,6 +214,16 @@ def test_deployment(deployment):
     assert "curl -s http://127.0.0.1:1/v2/models/fraud" in read(deployment_html(deployment))
 
 
+def test_a_hubs_server_shows_the_page_of_what_runs_beside_it(deployment, monkeypatch):
+    monkeypatch.setenv("JUPYTERHUB_SERVICE_PREFIX", '/user/"x/')
+    assert '  page          /user/"x/proxy/1/\n' in deployment_text(deployment)
+    assert '<a href="/user/&quot;x/proxy/1/"' in deployment_html(deployment)
+    elsewhere = Release(
+        name="fraud", target="kubernetes", revisions=REVISIONS, weights={2: 100}, url="http://h:1"
+    )
+    assert "proxy" not in deployment_text(Deployment("fraud", Fixed(elsewhere), "kubernetes"))
+
+
 def test_a_deployment_that_is_gone():
     gone = Deployment("fraud", Fixed(Release(name="fraud", target="process")), "process")
     assert deployment_text(gone) == (
