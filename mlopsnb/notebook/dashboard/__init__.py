@@ -55,7 +55,7 @@ class Dashboard:
         watch = Watch(self._targets, lambda: None, every=ONCE_EVERY)
         watch.start()
         try:
-            watch.wait(2, PATIENCE)
+            watch.wait(2, PATIENCE, drift=True)
             return watch.board()
         finally:
             watch.stop()

@@ -93,6 +93,7 @@ class Watch:
         self._away: dict[str, str] = {}
         self._looks = dict.fromkeys(kinds, 0)
         self._since = dict.fromkeys(kinds, 0.0)
+        self._compared: set[str] = set()
         self._threads: list[Repeating] = []
         self._log: Repeating | None = None
         self._lines: tuple[Key, tuple[str, ...]] | None = None
@@ -118,12 +119,19 @@ class Watch:
         """Say whether it looks."""
         return bool(self._threads)
 
-    def wait(self, looks: int, seconds: float) -> None:
-        """Return when every target has been looked at so often, or has told why not, or the *seconds* are over."""
-        with self._known:
-            self._known.wait_for(
-                lambda: all(kind in self._away or n >= looks for kind, n in self._looks.items()), seconds
+    def wait(self, looks: int, seconds: float, *, drift: bool = False) -> None:
+        """Return when every target has been looked at so often, or has told why not, or the *seconds* are over.
+
+        With *drift* its deployments have been asked about that, too.
+        """
+
+        def known(kind: str) -> bool:
+            return kind in self._away or (
+                self._looks[kind] >= looks and (not drift or kind in self._compared)
             )
+
+        with self._known:
+            self._known.wait_for(lambda: all(map(known, self._kinds)), seconds)
 
     def board(self) -> Board:
         """Return all that is known now: the very same board as long as nothing is new."""
@@ -194,6 +202,13 @@ class Watch:
                 self._looks[kind] += 1
                 kept = model.without(self._rows.values(), kind, names, time.time())
                 self._rows = {row.key: row for row in kept}
+            self._known.notify_all()
+        self._changed()
+
+    def compared(self, kind: str) -> None:
+        """Note that the deployments of a target have been asked about their drift."""
+        with self._known:
+            self._compared.add(kind)
             self._known.notify_all()
         self._changed()
 
@@ -287,7 +302,8 @@ class _OfTarget:
             for revision in rollout.running(row.release):
                 if row.gone is None and row.release.weights.get(revision.id) and self._target is not None:
                     self._compare(self._target, row.key, revision)
-        self._watch.partly()
+        if self._looked.is_set():
+            self._watch.compared(self._kind)
 
     def _compare(self, target: Target, key: Key, revision: Revision) -> None:
         if known := self._hopeless.get(revision.digest):
