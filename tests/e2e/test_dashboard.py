@@ -134,5 +134,11 @@ def test_a_dashboard_moves_shows_one_and_rolls_back_only_when_it_was_confirmed(l
     opened.save()
     cells = json.loads(path.read_text())["cells"]
     assert [sorted(o["data"]) for o in cells[1]["outputs"]] == [["text/html", "text/plain"]]
+
+    opened.run_cell(1)
+    expect(page.get_by_role("button", name="Close the dashboard")).to_have_count(1)
+    page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
+    expect(page.locator(f"{OUTPUT} .jupyter-widgets")).to_have_count(0)
+    expect(row).to_contain_text("revision 3")
     assert opened.wrong == []
     assert opened.asked_outside() == []
