@@ -105,6 +105,7 @@ def test_a_dashboard_moves_shows_one_and_rolls_back_only_when_it_was_confirmed(l
         rollback.click()
         expect(page.get_by_role("alert")).to_contain_text("Serve revision 1 (models:/fraud/1) again")
         expect(rollback).to_be_disabled()
+        expect(page.get_by_role("button", name="No, leave it")).to_be_focused()
         assert history(fraud) == [(1, "stopped"), (2, "running")]
         screenshot(page, "dashboard-question")
         page.get_by_role("button", name=answer).click()
