@@ -110,7 +110,7 @@ def test_a_dashboard_moves_shows_one_and_rolls_back_only_when_it_was_confirmed(l
         screenshot(page, "dashboard-question")
         page.get_by_role("button", name=answer).click()
         expect(page.get_by_role("alert")).to_be_hidden()
-    expect(page.get_by_role("status").filter(has_text="again in place of revision 2")).to_contain_text(
+    expect(page.get_by_role("status").filter(has_text="Roll back fraud on process")).to_contain_text(
         "done in"
     )
     expect(row).to_contain_text("revision 3")

@@ -200,7 +200,7 @@ def test_html_says_in_words_what_text_says_and_pictures_have_names():
     assert [attrs.get("aria-label") for tag, attrs in seen.tags if tag == "table"] == ["deployments"]
 
 
-def test_colours_are_the_themes_and_of_the_palette_for_the_colour_blind():
+def test_colours_of_the_text_are_the_themes():
     colours = {
         part.partition(")")[0].partition(",")[0]
         for part in render.to_html(boards()["several"]).split("var(")[1:]

@@ -127,7 +127,7 @@ class Panel:
         with self._lock:
             asked, self._asked = self._asked, None
             if asked is not None and yes and not self._busy():
-                start = Snapshot(title=asked.words, started=time.monotonic())
+                start = Snapshot(title=asked.title, started=time.monotonic())
                 self._acting = lambda: start
                 threading.Thread(
                     target=self._act, args=[asked, start], name="mlopsnb-dashboard-act", daemon=True
