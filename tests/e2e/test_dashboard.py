@@ -105,11 +105,12 @@ def test_a_dashboard_moves_shows_one_and_rolls_back_only_when_it_was_confirmed(l
         rollback.click()
         expect(page.get_by_role("alert")).to_contain_text("Serve revision 1 (models:/fraud/1) again")
         expect(rollback).to_be_disabled()
+        expect(page.get_by_role("button", name="No, leave it")).to_be_focused()
         assert history(fraud) == [(1, "stopped"), (2, "running")]
         screenshot(page, "dashboard-question")
         page.get_by_role("button", name=answer).click()
         expect(page.get_by_role("alert")).to_be_hidden()
-    expect(page.get_by_role("status").filter(has_text="again in place of revision 2")).to_contain_text(
+    expect(page.get_by_role("status").filter(has_text="Roll back fraud on process")).to_contain_text(
         "done in"
     )
     expect(row).to_contain_text("revision 3")
@@ -134,5 +135,11 @@ def test_a_dashboard_moves_shows_one_and_rolls_back_only_when_it_was_confirmed(l
     opened.save()
     cells = json.loads(path.read_text())["cells"]
     assert [sorted(o["data"]) for o in cells[1]["outputs"]] == [["text/html", "text/plain"]]
+
+    opened.run_cell(1)
+    expect(page.get_by_role("button", name="Close the dashboard")).to_have_count(1)
+    page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
+    expect(page.locator(f"{OUTPUT} .jupyter-widgets")).to_have_count(0)
+    expect(row).to_contain_text("revision 3")
     assert opened.wrong == []
     assert opened.asked_outside() == []

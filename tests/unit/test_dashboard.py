@@ -7,6 +7,7 @@ Each file under `data/dashboard` holds one board; they are written anew by
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from functools import reduce
 from html.parser import HTMLParser
@@ -18,6 +19,7 @@ from traffic_pages import Counters
 
 from mlopsnb import plugins
 from mlopsnb.errors import UserError
+from mlopsnb.monitoring.pictures import REFERENCE
 from mlopsnb.monitoring.report import DriftReport, FeatureDrift
 from mlopsnb.notebook.dashboard import model, render
 from mlopsnb.notebook.dashboard.actions import carry_out, question
@@ -200,12 +202,13 @@ def test_html_says_in_words_what_text_says_and_pictures_have_names():
     assert [attrs.get("aria-label") for tag, attrs in seen.tags if tag == "table"] == ["deployments"]
 
 
-def test_colours_are_the_themes_and_of_the_palette_for_the_colour_blind():
-    colours = {
-        part.partition(")")[0].partition(",")[0]
-        for part in render.to_html(boards()["several"]).split("var(")[1:]
-    }
-    assert all(name.startswith("--jp-") for name in colours)
+def test_colours_are_the_themes_and_one_of_the_palette_for_the_colour_blind():
+    html = render.to_html(boards()["several"])
+    assert set(re.findall(r"var\((--\w+)", html)) == {"--jp"}
+    assert set(re.findall(r"#[0-9A-Fa-f]{6}", html)) == {
+        REFERENCE,
+        "#bdbdbd",
+    }  # the second where there is no theme
 
 
 def test_servers_that_do_not_answer_are_missed():

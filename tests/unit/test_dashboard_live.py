@@ -147,7 +147,7 @@ def test_what_has_no_reference_is_asked_once(targets, watch, monkeypatch):
 
 def test_the_log_of_one_is_read_without_what_looks_secret(targets, watch):
     one, key = watch(), ("pretend", "fraud")
-    one.follow(key, 1)
+    one.follow(key)
     until(one, lambda _: one.log(key) is not None)
     assert one.log(key) == tuple(f"line {i} token=•••" for i in range(100 - LOG_LINES, 100))
     assert one.log(("pretend", "quiet")) is None

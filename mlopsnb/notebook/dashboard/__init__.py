@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import atexit
 import sys
 import threading
 from typing import Any, Self
@@ -55,7 +56,7 @@ class Dashboard:
         watch = Watch(self._targets, lambda: None, every=ONCE_EVERY)
         watch.start()
         try:
-            watch.wait(2, PATIENCE)
+            watch.wait(2, PATIENCE, drift=True)
             return watch.board()
         finally:
             watch.stop()
@@ -79,6 +80,8 @@ class Dashboard:
             if Dashboard._live is not None:
                 Dashboard._live.close()
             Dashboard._live = self
+            # A kernel that ends or restarts leaves what needs none; registered late, this runs before its channels close.
+            atexit.register(self.close)
             self._panel = Panel(self._targets, every=EVERY, closed=self.close)
             try:
                 self._panel.open(patience=FIRST)
@@ -92,6 +95,7 @@ class Dashboard:
             panel, self._panel = self._panel, None
             if Dashboard._live is self:
                 Dashboard._live = None
+        atexit.unregister(self.close)
         if panel is not None:
             panel.close()
 

@@ -45,6 +45,11 @@ class Question:
     replicas: int | None = None
 
     @property
+    def title(self) -> str:
+        """What is done, in a few words."""
+        return f"{ACTS[self.act]} {self.key[1]} on {self.key[0]}"
+
+    @property
     def yes(self) -> str:
         """The words on the button that does it."""
         return f"Yes, {ACTS[self.act].lower()} {self.key[1]}"

@@ -93,6 +93,7 @@ class Watch:
         self._away: dict[str, str] = {}
         self._looks = dict.fromkeys(kinds, 0)
         self._since = dict.fromkeys(kinds, 0.0)
+        self._compared: set[str] = set()
         self._threads: list[Repeating] = []
         self._log: Repeating | None = None
         self._lines: tuple[Key, tuple[str, ...]] | None = None
@@ -118,12 +119,19 @@ class Watch:
         """Say whether it looks."""
         return bool(self._threads)
 
-    def wait(self, looks: int, seconds: float) -> None:
-        """Return when every target has been looked at so often, or has told why not, or the *seconds* are over."""
-        with self._known:
-            self._known.wait_for(
-                lambda: all(kind in self._away or n >= looks for kind, n in self._looks.items()), seconds
+    def wait(self, looks: int, seconds: float, *, drift: bool = False) -> None:
+        """Return when every target has been looked at so often, or has told why not, or the *seconds* are over.
+
+        With *drift* its deployments have been asked about that, too.
+        """
+
+        def known(kind: str) -> bool:
+            return kind in self._away or (
+                self._looks[kind] >= looks and (not drift or kind in self._compared)
             )
+
+        with self._known:
+            self._known.wait_for(lambda: all(map(known, self._kinds)), seconds)
 
     def board(self) -> Board:
         """Return all that is known now: the very same board as long as nothing is new."""
@@ -142,24 +150,20 @@ class Watch:
                 self._board = Board(at=at, rows=tuple(rows), away=away, waiting=waits)
             return self._board
 
-    def follow(self, key: Key | None, revision: int = 0) -> None:
-        """Read the log of one *revision* of the deployment *key*, and of no other one, from now on."""
+    def follow(self, key: Key | None) -> None:
+        """Read the log of the deployment *key*, and of no other one, from now on."""
         if self._log is not None:
             self._log.stop()
             self._log = None
         if key is not None:
-            self._log = Repeating(lambda: self._read_log(key, revision), LOG_EVERY, "log")
+            self._log = Repeating(_LogOf(key, self).read, LOG_EVERY, "log")
 
     def log(self, key: Key) -> tuple[str, ...] | None:
         """Return the last lines of that log, or None if they are not known yet."""
         return self._lines[1] if self._lines is not None and self._lines[0] == key else None
 
-    def _read_log(self, key: Key, revision: int) -> None:
-        try:
-            target: Target = plugins.create("target", key[0])
-            lines = tuple(masked(line) for line in deque(target.logs(key[1], revision), LOG_LINES))
-        except Exception as exc:  # noqa: BLE001  whatever a target raises is a line in the place of its log
-            lines = (f"the log cannot be read: {said(exc)}",)
+    def logged(self, key: Key, lines: tuple[str, ...]) -> None:
+        """Take note of the last lines of a log."""
         if self._lines != (key, lines):
             self._lines = key, lines
             self._changed()
@@ -194,6 +198,13 @@ class Watch:
                 self._looks[kind] += 1
                 kept = model.without(self._rows.values(), kind, names, time.time())
                 self._rows = {row.key: row for row in kept}
+            self._known.notify_all()
+        self._changed()
+
+    def compared(self, kind: str) -> None:
+        """Note that the deployments of a target have been asked about their drift."""
+        with self._known:
+            self._compared.add(kind)
             self._known.notify_all()
         self._changed()
 
@@ -238,6 +249,7 @@ class _OfTarget:
         self._looked.set()
 
     def _look_at(self, target: Target, name: str) -> None:
+        self._watch.began(self._kind)
         key, at = (self._kind, name), time.time()
         try:
             look = self._seen(target, name)
@@ -287,7 +299,8 @@ class _OfTarget:
             for revision in rollout.running(row.release):
                 if row.gone is None and row.release.weights.get(revision.id) and self._target is not None:
                     self._compare(self._target, row.key, revision)
-        self._watch.partly()
+        if self._looked.is_set():
+            self._watch.compared(self._kind)
 
     def _compare(self, target: Target, key: Key, revision: Revision) -> None:
         if known := self._hopeless.get(revision.digest):
@@ -303,6 +316,30 @@ class _OfTarget:
             if isinstance(exc, UserError):  # the package has no reference, and never will
                 unknown = self._hopeless[revision.digest] = replace(unknown, short="no reference")
             self._watch.found(key, lambda row: _with_drift(row, revision.id, lambda _: unknown))
+
+
+class _LogOf:
+    """The log of one deployment: of the revision that serves, or served last."""
+
+    def __init__(self, key: Key, watch: Watch) -> None:
+        self._key = key
+        self._watch = watch
+        self._target: Target | None = None
+
+    def read(self) -> None:
+        """Read its last lines."""
+        row = self._watch.board().row(self._key)
+        revision = rollout.latest(row.release) if row is not None else None
+        if revision is None:
+            return
+        try:
+            if self._target is None:
+                self._target = plugins.create("target", self._key[0])
+            found = self._target.logs(self._key[1], revision.id)
+            lines = tuple(masked(line) for line in deque(found, LOG_LINES))
+        except Exception as exc:  # noqa: BLE001  whatever a target raises is a line in the place of its log
+            lines = (f"the log cannot be read: {said(exc)}",)
+        self._watch.logged(self._key, lines)
 
 
 def _with_drift(row: Row | None, revision: int, make: Callable[[Drift], Drift]) -> Row | None:

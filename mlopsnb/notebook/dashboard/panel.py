@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from mlopsnb import rollout
 from mlopsnb.notebook import render as cards
 from mlopsnb.notebook.dashboard import render
 from mlopsnb.notebook.dashboard.actions import ACTS, Act, Question, carry_out, question
@@ -106,9 +105,7 @@ class Panel:
             self._chosen, self._asked = key, None
             if not self._busy():
                 self._acting = None
-            row = self.board().row(key)
-            revision = rollout.latest(row.release) if row is not None else None
-            self._watch.follow(key if revision else None, revision.id if revision else 0)
+            self._watch.follow(None if key == _NONE else key)
         self._throttle.request()
 
     def _end(self) -> None:
@@ -130,7 +127,7 @@ class Panel:
         with self._lock:
             asked, self._asked = self._asked, None
             if asked is not None and yes and not self._busy():
-                start = Snapshot(title=asked.words, started=time.monotonic())
+                start = Snapshot(title=asked.title, started=time.monotonic())
                 self._acting = lambda: start
                 threading.Thread(
                     target=self._act, args=[asked, start], name="mlopsnb-dashboard-act", daemon=True
@@ -192,10 +189,11 @@ class Panel:
             return
         _set(widgets.facts, render.facts_html(row))
         self._paint_acts(widgets, row)
-        _show(widgets.question, shown=self._asked is not None)
         if self._asked is not None:
             _set(widgets.words, render.question_html(self._asked.words))
             widgets.yes.description = self._asked.yes
+        if _show(widgets.question, shown=self._asked is not None):
+            widgets.no.focus()  # the button that was pressed is off now
         acting = self._acting
         _set(widgets.told, cards.to_html(tick(acting(), time.monotonic())) if acting is not None else "")
         at = widgets.tabs.selected_index or 0
@@ -293,5 +291,10 @@ def _set(widget: Any, html: str) -> None:
         widget.value = html
 
 
-def _show(widget: Any, *, shown: bool) -> None:
-    widget.layout.display = "" if shown else "none"
+def _show(widget: Any, *, shown: bool) -> bool:
+    """Show or hide a widget; say whether it was hidden before and is not any longer."""
+    wanted = "" if shown else "none"
+    appears = shown and widget.layout.display == "none"
+    if widget.layout.display != wanted:
+        widget.layout.display = wanted
+    return appears
