@@ -147,7 +147,9 @@ def test_what_goes_with_the_traffic_follows_it(name, revision, cluster):
         cluster_now = target._cluster
         scale = cluster_now.request("GET", f"{cluster_now.path('apps/v1', 'Deployment', f'{name}-r1')}/scale")
         assert scale["status"]["selector"] == f"mlopsnb.io/name={name},mlopsnb.io/revision=1"
-        pod = json.loads(cluster("get", "deployment", f"{name}-r1", "--output=json"))["spec"]["template"]["spec"]
+        pod = json.loads(cluster("get", "deployment", f"{name}-r1", "--output=json"))["spec"]["template"][
+            "spec"
+        ]
         assert pod["containers"][0]["resources"]["requests"]["cpu"] == "50m"
         assert len(there("networkpolicies,ingresses")) == 2
         with pytest.raises(DeployError, match="scaled by the cluster, between 1 and 3 replicas"):
