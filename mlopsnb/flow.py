@@ -242,9 +242,9 @@ def deploy(
             workers=workers,
         ),
     )
+    backend.check(name, draft)
     delivery = backend.delivery()
     _check_capture(draft, delivery, chosen.target)
-    backend.check(name, draft)
     spare = _found_fallback(fallback, delivery, chosen.target)
     if dry_run:
         return _plan(backend, name, draft, how, Cargo(source=_describe(what), digest=""))

@@ -161,12 +161,7 @@ _WORKLOAD = (
     ),
     Argument(name="host", kind="text", help="its name in an ingress or a gateway"),
     Argument(name="network_policy", kind="flag", help="let in only what the cluster's policies allow"),
-    Argument(
-        name="platform",
-        kind="text",
-        help="what serves it on a cluster; kubernetes if left out",
-        choices=("kubernetes", "kserve"),
-    ),
+    Argument(name="platform", kind="text", help="kserve: by KServe", choices=("kubernetes", "kserve")),
     Argument(name="ttl", kind="text", help="how long it may stay, such as 7d, until a clean-up removes it"),
 )
 """What a deployment may use and how it is reached; each target says which of these it knows."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mlopsnb.targets.manifests import labels, service, workload_name
+from mlopsnb.targets.manifests import SERVICE_PORT, labels, service, workload_name
 
 if TYPE_CHECKING:
     from mlopsnb.matching import Match
@@ -39,7 +39,7 @@ def beside(route: Object, name: str, new: Revision, match: Match, told: str) -> 
     """
     [rule] = route["spec"]["rules"]
     [usual] = rule["backendRefs"]
-    other = {**usual, "name": workload_name(name, new.id)}
+    other = {**usual, "name": workload_name(name, new.id), "port": new.port or SERVICE_PORT}
     if match.kind == "shadow":
         mirror = {key: value for key, value in other.items() if key != "weight"}
         copied = [{"type": "RequestMirror", "requestMirror": {"backendRef": mirror}}]

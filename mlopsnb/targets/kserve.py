@@ -208,11 +208,12 @@ class KServe:
         wanted = replace(revision, workload=replace(revision.workload, replicas=count))
         if seen.divides:  # to Knative that is another revision, which takes over when it is ready
             self._run(name, wanted, seen, timeout, step="scale")
-            self._shift(name, {number: 100}, timeout)
         else:
             self._cluster.apply(inference_service(name, wanted, self._traits(wanted)))
             self._await_size(name, number, count, timeout)
         History(self._cluster, name).update(lambda s: s.with_revision(number, workload=wanted.workload))
+        if seen.divides:
+            self._shift(name, {number: 100}, timeout)
 
     def _await_size(self, name: str, number: int, count: int, timeout: float) -> None:
         def sized(found: Sequence[Object]) -> bool:

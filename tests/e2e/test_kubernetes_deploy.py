@@ -143,6 +143,14 @@ def test_what_goes_with_the_traffic_follows_it(name, revision, cluster):
         target.apply(name, Shift({1: 100}), timeout=SECONDS)
         scaler = json.loads(cluster("get", "hpa", name, "--output=json"))
         assert scaler["spec"]["scaleTargetRef"]["name"] == f"{name}-r1"
+        # What the autoscaler's controller reads of the Deployment; the figures are the metrics server's.
+        cluster_now = target._cluster
+        scale = cluster_now.request("GET", f"{cluster_now.path('apps/v1', 'Deployment', f'{name}-r1')}/scale")
+        assert scale["status"]["selector"] == f"mlopsnb.io/name={name},mlopsnb.io/revision=1"
+        pod = json.loads(cluster("get", "deployment", f"{name}-r1", "--output=json"))["spec"]["template"][
+            "spec"
+        ]
+        assert pod["containers"][0]["resources"]["requests"]["cpu"] == "50m"
         assert len(there("networkpolicies,ingresses")) == 2
         with pytest.raises(DeployError, match="scaled by the cluster, between 1 and 3 replicas"):
             target.apply(name, Scale(1, 2), timeout=SECONDS)

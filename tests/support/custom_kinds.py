@@ -23,7 +23,7 @@ def fields(**properties):
 def several(item, *keys):
     """A list; with *keys* one that is merged by them."""
     by = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [*keys]} if keys else {}
-    return {"type": "array", "items": item, **by}
+    return {"type": "array", "items": {**item, **({"required": [*keys]} if keys else {})}, **by}
 
 
 _CONTAINER = fields(
@@ -90,9 +90,7 @@ _RULE = fields(
     matches=several(
         fields(
             path=fields(type=TEXT, value=TEXT),
-            headers=several(
-                {**fields(type=TEXT, name=TEXT, value=TEXT), "required": ["name", "value"]}, "name"
-            ),
+            headers=several(fields(type=TEXT, name=TEXT, value=TEXT), "name"),
         )
     ),
     filters=several(
