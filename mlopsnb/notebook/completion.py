@@ -11,9 +11,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mlopsnb.notebook.grammar import SETTINGS_VERB, SETTINGS_WORDS, URI_SCHEMES, VERBS, Argument, Verb
+from mlopsnb.notebook.grammar import SETTINGS_VERB, SETTINGS_WORDS, URI_SCHEMES, VERBS
+
+if TYPE_CHECKING:
+    from mlopsnb.notebook.arguments import Argument, Verb
 
 _LINE = re.compile(r"(?:^|=)\s*%(\w+)\s+(.*)$")
 _NAME = re.compile(r"[A-Za-z_]\w*|")
@@ -94,7 +97,7 @@ def offer(text: str, names: Mapping[str, Any], deployments: Callable[[], Iterabl
     if fragment.startswith("-"):
         given = {word.partition("=")[0] for word in before}
         return _offer(
-            fragment, [o.flag for o in verb.options if o.flag not in given or _repeats(o)], "option"
+            fragment, [o.flag for o in verb.all_options if o.flag not in given or o.repeats], "option"
         )
     argument = _argument(verb, before)
     if argument is None:
@@ -113,10 +116,6 @@ def _settings_offer(before: list[str], fragment: str) -> Offer | None:
     if before[0] == "set":
         return _offer(fragment, [f"{f.name}=" for f in fields(Settings)], "setting")
     return None
-
-
-def _repeats(option: Argument) -> bool:
-    return option.kind in ("numbers", "texts", "words")
 
 
 def _argument(verb: Verb, before: list[str]) -> Argument | None:
@@ -146,7 +145,7 @@ def _values(
             return [*deployments(), *_variables(names, "Deployment")], "deployment"
         case "source":
             return [*_variables(names), *URI_SCHEMES], "instance"
-        case "object":
+        case "object" | "variable":
             return _variables(names), "instance"
         case "numbers" | "texts":
             return _variables(names, "dict"), "instance"

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.magic import Magics, needs_local_scope, no_var_expand
 
 from mlopsnb.background import Detached
-from mlopsnb.notebook.grammar import ATTACH, BUILD, DEPLOY, EXPORT, SETTINGS_HELP, SETTINGS_VERB, VERBS, Verb
+from mlopsnb.notebook.arguments import JSON, OUT, Verb
+from mlopsnb.notebook.documents import document
+from mlopsnb.notebook.grammar import ATTACH, BUILD, DEPLOY, EXPORT, SETTINGS_HELP, SETTINGS_VERB, VERBS
 from mlopsnb.notebook.parsing import Scope, help_text, meant, parse, read
 from mlopsnb.notebook.splitting import UsageError, split
 from mlopsnb.notebook.views import Card, choose, following
@@ -50,13 +52,15 @@ class MlopsnbMagics(Magics):
         scope = Scope(self.shell.user_ns, local)
         values = {
             a.name: read(a, words[a.name], scope)
-            for a in (*verb.positionals, *verb.options)
+            for a in (*verb.positionals, *verb.all_options)
             if a.name in words
         }
+        out, as_json = values.pop(OUT.name, None), values.pop(JSON.name, False)
         title = _title(verb, words)
         notes = fill_in(verb, words, values, scope)
         try:
-            with following(title, mode=self._mode(), notes=notes) as card:
+            # One document is all that a program wants to read.
+            with following(title, mode="off" if as_json else self._mode(), notes=notes) as card:
                 result = _call(verb, values, scope)
                 _show_rollout(verb, result, card)
         except KeyboardInterrupt as exc:
@@ -67,7 +71,12 @@ class MlopsnbMagics(Magics):
             exc._render_traceback_ = lambda: [told]  # type: ignore[attr-defined]
             raise
         self._remember(verb, values, result)
-        return None if silent else _shown(verb, values, result)
+        shown = _shown(verb, values, result)
+        if out is not None:
+            self.shell.user_ns[out] = shown
+        if as_json:
+            sys.stdout.write(document(result) + "\n")
+        return None if silent or as_json else shown
 
     def _mode(self) -> Any:
         from mlopsnb.settings import settings

@@ -19,6 +19,7 @@ from jupyter_server.utils import url_path_join
 from tornado.web import HTTPError, authenticated
 
 from mlopsnb.errors import MlopsnbError, UserError
+from mlopsnb.notebook import documents
 from mlopsnb.notebook.status import masked
 
 PATIENCE = 8.0
@@ -76,18 +77,7 @@ def listing(target: str) -> list[dict[str, Any]]:
     """Return what is deployed on *target*, as JSON has it."""
     from mlopsnb.deployment import deployments
 
-    return [_facts(deployment) for deployment in deployments(target=target)]
-
-
-def _facts(deployment: Any) -> dict[str, Any]:
-    return {
-        "name": deployment.name,
-        "target": deployment.target,
-        "state": deployment.status,
-        "model": deployment.model_version,
-        "revision": deployment.revision,
-        "url": deployment.url,
-    }
+    return [documents.deployment(found) for found in deployments(target=target)]
 
 
 def log(name: str, target: str) -> list[str]:
