@@ -19,7 +19,7 @@ from mlopsnb.notebook.splitting import UsageError, split
 from mlopsnb.notebook.views import Card, choose, following
 
 if TYPE_CHECKING:
-    from mlopsnb.notebook.completion import DeploymentNames
+    from mlopsnb.notebook.completion import Known
 
 _SHOWN_AS = {"deployments": "Listing", "logs": "LogText"}
 """Results that are plain tuples or text in Python and get a display of their own here, which is still a tuple or text."""
@@ -37,9 +37,9 @@ class MlopsnbMagics(Magics):
         "cell": {},
     }
 
-    def __init__(self, shell: Any, names: DeploymentNames) -> None:
+    def __init__(self, shell: Any, known: Known) -> None:
         super().__init__(shell)
-        self._names = names
+        self._known = known
 
     def run(self, verb: Verb, line: str, local: Mapping[str, Any] | None) -> Any:
         """Run one line of *verb*; return its record, or None after a `;` or when help was asked for."""
@@ -84,13 +84,15 @@ class MlopsnbMagics(Magics):
         return choose(settings().status, self.shell)
 
     def _remember(self, verb: Verb, values: Mapping[str, Any], result: Any) -> None:
-        """Keep the names that completion offers up to date, without asking any target."""
+        """Keep the names that completion offers up to date, without asking anybody."""
         if verb.name == "undeploy":
-            self._names.remove(str(getattr(values["deployment"], "name", values["deployment"])))
+            self._known.deployments.remove(str(getattr(values["deployment"], "name", values["deployment"])))
         elif verb.name == "deployments":
-            self._names.add(d.name for d in result)
+            self._known.deployments.add(d.name for d in result)
         elif verb is DEPLOY and not values.get("dry_run"):
-            self._names.add([result.name])
+            self._known.deployments.add([result.name])
+        elif uri := getattr(result, "uri", ""):
+            self._known.models.add([uri])
 
     @no_var_expand
     def _mlopsnb(self, line: str) -> Any:
