@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from mlopsnb.notebook.arguments import Argument, Verb
 
 _LINE = re.compile(r"(?:^|=)\s*%(\w+)\s+(.*)$")
-_NAME = re.compile(r"[A-Za-z_]\w*|")
 _FRESH = 2.0
 _MODELS_FRESH = 30.0
 _PATIENCE = 0.2
