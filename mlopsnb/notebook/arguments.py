@@ -7,7 +7,17 @@ from functools import partial
 from typing import Literal
 
 Kind = Literal[
-    *("object", "source", "deployment", "text", "int", "float", "numbers", "texts", "words", "flag", "off"),
+    "object",
+    "source",
+    "deployment",
+    "text",
+    "int",
+    "float",
+    "numbers",
+    "texts",
+    "words",
+    "flag",
+    "off",
     "variable",
 ]
 """How an argument is read.

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 from mlopsnb.images.sizes import size_text
 from mlopsnb.manifest import EXAMPLE_FILE, read_example
+from mlopsnb.masking import masked
 from mlopsnb.notebook.render import STATES
-from mlopsnb.notebook.status import masked
 from mlopsnb.notebook.tables import Badge, Code, Row, card, folded, html_table, preformatted, text_table
 
 LOG_LINES = 200
@@ -287,7 +287,7 @@ def _rollout_rows(rollouts: Iterable[Any]) -> list[Row]:
             r.name,
             r.target,
             Badge(*STATES[r.state]),
-            masked(r.reason.partition("\n")[0] if r.state == "failed" else ""),
+            r.reason.partition("\n")[0] if r.state == "failed" else "",
             Code(f"%attach {r.name} --target {r.target}"),
         )
         for r in rollouts

@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mlopsnb.notebook.status import masked
+from mlopsnb.masking import masked
 
 
 def document(result: object) -> str:
@@ -40,7 +40,7 @@ def deployment(found: Any) -> dict[str, Any]:
 
 def _deployments(found: Any) -> dict[str, Any]:
     rollouts = [
-        {"name": r.name, "target": r.target, "state": r.state, "reason": masked(r.reason)}
+        {"name": r.name, "target": r.target, "state": r.state, "reason": r.reason}
         for r in getattr(found, "rollouts", ())
     ]
     return {"deployments": [deployment(d) for d in found], "rollouts": rollouts}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mlopsnb.images.sizes import moved_text
-from mlopsnb.notebook.status import masked
+from mlopsnb.masking import masked
 from mlopsnb.notebook.tables import Badge, card, html_table, preformatted, unbroken
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from jupyter_server.utils import url_path_join
 from tornado.web import HTTPError, authenticated
 
 from mlopsnb.errors import MlopsnbError, UserError
+from mlopsnb.masking import masked
 from mlopsnb.notebook import documents
-from mlopsnb.notebook.status import masked
 
 PATIENCE = 8.0
 """Seconds that an answer waits for a target; one that takes longer is told of when it has answered."""

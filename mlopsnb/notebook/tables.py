@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from mlopsnb.notebook.status import masked
+from mlopsnb.masking import masked
 
 Row = Sequence[object]
 
