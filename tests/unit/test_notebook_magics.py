@@ -360,6 +360,13 @@ def complete(ip, line):
         return sorted(line[: c.start] + c.text for c in ip.Completer.completions(line, len(line)))
 
 
+def test_what_the_magics_have_seen_is_offered(run, ip, twin, monkeypatch):
+    monkeypatch.setattr("mlopsnb.tracking.listing.models", lambda: ())
+    twin("mlopsnb.flow", "log", SimpleNamespace(uri="models:/fraud/7"))
+    run("%log_model art --name fraud", art="A")
+    assert complete(ip, "%deploy models:/fraud/") == ["%deploy models:/fraud/7"]
+
+
 def test_completion_of_options_values_and_variables(ip):
     ip.user_ns.update(net=1, note={"a": 1}, np=np)
     assert complete(ip, "d = %deploy --form") == ["d = %deploy --format"]

@@ -43,6 +43,16 @@ def test_deploy():
     }
 
 
+def test_what_is_not_waited_for():
+    assert values(DEPLOY, "model --no-wait --timeout 5", model="M") == {
+        "what": "M",
+        "wait": False,
+        "timeout": 5.0,
+    }
+    with pytest.raises(UsageError, match="did you mean '--no-wait'"):
+        parse(DEPLOY, "model --nowait")
+
+
 def test_addresses_are_text():
     assert values(DEPLOY, "models:/fraud/{v}", v=3) == {"what": "models:/fraud/3"}
     assert values(DEPLOY, "runs:/0123abc/model") == {"what": "runs:/0123abc/model"}
