@@ -48,7 +48,7 @@ def find(key: Key) -> Rollout | None:
 
 def known(target: str | None = None) -> tuple[Rollout, ...]:
     """Return the rollouts that run, and those that ended without success and were the last thing done to their name."""
-    here = [r for k, r in _rollouts.items() if key(k[0], k[1]) == k and target in (None, k[0])]
+    here = [r for k, r in list(_rollouts.items()) if key(k[0], k[1]) == k and target in (None, k[0])]
     return tuple(r for r in here if r.state != "succeeded")
 
 
