@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 from mlopsnb import events, interrupts
 from mlopsnb.errors import DeployError, MlopsnbError, NotReady, telling_line
+from mlopsnb.masking import masked
 from mlopsnb.settings import settings
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def find(key: Key) -> Rollout | None:
 
 def known(target: str | None = None) -> tuple[Rollout, ...]:
     """Return the rollouts that run, and those that ended without success and were the last thing done to their name."""
-    here = [r for k, r in _rollouts.items() if key(k[0], k[1]) == k and target in (None, k[0])]
+    here = [r for k, r in list(_rollouts.items()) if key(k[0], k[1]) == k and target in (None, k[0])]
     return tuple(r for r in here if r.state != "succeeded")
 
 
@@ -103,12 +104,14 @@ class Rollout:
 
     @property
     def reason(self) -> str:
-        """What went wrong, in a line; nothing if nothing did."""
+        """What went wrong, as it may be shown; nothing if nothing did."""
         if self.error is None:
             return ""
         if self.state == "cancelled":
             return "cancelled"
-        return self.error.message if isinstance(self.error, MlopsnbError) else telling_line(self.error)
+        return masked(
+            self.error.message if isinstance(self.error, MlopsnbError) else telling_line(self.error)
+        )
 
     def start(self) -> None:
         """Begin."""

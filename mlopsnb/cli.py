@@ -19,7 +19,9 @@ from typing import Any, NoReturn
 
 from mlopsnb.background import Detached
 from mlopsnb.errors import MlopsnbError, UserError
-from mlopsnb.notebook.grammar import ATTACH, EXPORT, LOG_MODEL, VERBS, Argument, Verb
+from mlopsnb.notebook.arguments import JSON, Argument, Verb
+from mlopsnb.notebook.documents import document
+from mlopsnb.notebook.grammar import ATTACH, EXPORT, LOG_MODEL, VERBS
 
 OFFERED: dict[str, Verb] = {
     name: verb.alone or verb for name, verb in VERBS.items() if verb not in (ATTACH, EXPORT, LOG_MODEL)
@@ -65,13 +67,13 @@ def _add(verbs: Any, verb: Verb) -> None:
     )
     for argument in verb.positionals:
         one.add_argument(argument.name, metavar=argument.metavar, type=_type(argument), help=_help(argument))
-    for option in verb.options:
+    for option in (*verb.options, *((JSON,) if verb.reads else ())):
         if option.kind == "off":
             continue  # in the background of a process that ends
         if option.kind == "flag":
             one.add_argument(option.flag, dest=option.name, action="store_true", help=_help(option))
         elif option.kind != "object":
-            action = "append" if option.kind in ("numbers", "texts", "words") else "store"
+            action = "append" if option.repeats else "store"
             one.add_argument(
                 option.flag,
                 dest=option.name,
@@ -127,6 +129,7 @@ def _number(text: str) -> tuple[str, float]:
 
 def _run(verb: Verb, words: argparse.Namespace) -> int:
     values = {k: v for k, v in vars(words).items() if k != "run"}
+    as_json = values.pop(JSON.name, False)
     for argument in (*verb.positionals, *verb.options):
         if argument.name in values and argument.kind in ("numbers", "texts"):
             values[argument.name] = dict(values[argument.name])
@@ -138,7 +141,8 @@ def _run(verb: Verb, words: argparse.Namespace) -> int:
     else:
         module, _, function = verb.twin.partition(":")
         result = _followed(title, getattr(import_module(module), function), first, values)
-    if text := _text(verb, result, dry_run="dry_run" in values):
+    text = document(result) if as_json else _text(verb, result, dry_run="dry_run" in values)
+    if text:
         sys.stdout.write(f"{text}\n")
     return 0
 
@@ -171,8 +175,7 @@ _SHOWN = {
 def _text(verb: Verb, result: Any, *, dry_run: bool) -> str:
     """Return what is written of a *result*: a prediction as JSON, a record as its text."""
     if verb.name == "predict":
-        plain = {name: array.tolist() for name, array in result.items()} if isinstance(result, dict) else None
-        return json.dumps(result.tolist() if plain is None else plain)
+        return document(result)
     place = "displays.Plan" if dry_run and type(result) is tuple else _SHOWN.get(type(result).__name__)
     if place is not None:
         module, _, function = place.partition(".")

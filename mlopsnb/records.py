@@ -168,7 +168,7 @@ class Revision:
     workload: Workload = field(default_factory=Workload)
     origin: Origin = field(default_factory=Origin)
     created: str = ""
-    env: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)  # a value may be secret
     cache_bytes: int | None = None
     fallback: Path | None = None
     capture: float | None = None

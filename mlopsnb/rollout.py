@@ -1,6 +1,6 @@
 """Rollout strategies: pure functions from what runs and what is wanted to a list of actions.
 
-A strategy knows no target and a target knows no strategy. `deployment.execute` carries the actions out, and
+A strategy knows no target and a target knows no strategy. `executing.execute` carries the actions out, and
 a dry run prints them. Whatever the strategy: a revision gets traffic only when it is ready and has answered its example,
 and one that had traffic stops only when it has none any more.
 """

@@ -70,7 +70,7 @@ class Settings:
     """How a notebook shows progress: `auto`, `widget`, `display` (updated output), `lines` or `off`."""
 
 
-_CHOICES: Mapping[str, tuple[str, ...]] = {"status": ("auto", "widget", "display", "lines", "off")}
+CHOICES: Mapping[str, tuple[str, ...]] = {"status": ("auto", "widget", "display", "lines", "off")}
 _session: dict[str, Any] = {}
 
 
@@ -120,10 +120,10 @@ def _parse(key: str, value: object, source: str) -> Any:
             raise InvalidSettings(f"{source}: timeout must be a positive number of seconds, found {value!r}")
         return seconds
     text = str(value)
-    if key in _CHOICES and text not in _CHOICES[key]:
+    if key in CHOICES and text not in CHOICES[key]:
         raise InvalidSettings(
-            f"{source}: {key} must be one of {', '.join(_CHOICES[key])}; found {text!r}",
-            hint=nearest(text, _CHOICES[key]),
+            f"{source}: {key} must be one of {', '.join(CHOICES[key])}; found {text!r}",
+            hint=nearest(text, CHOICES[key]),
         )
     return text
 

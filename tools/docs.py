@@ -17,7 +17,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from html import escape
 from importlib import import_module
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nbformat
 from mkdocs.structure.files import File, Files
@@ -26,8 +26,11 @@ import mlopsnb
 from mlopsnb import cli, plugins
 from mlopsnb import settings as settings_module
 from mlopsnb.errors import MlopsnbError
-from mlopsnb.notebook.grammar import SETTINGS_HELP, SETTINGS_VERB, VERBS, Argument, Verb
+from mlopsnb.notebook.grammar import SETTINGS_HELP, SETTINGS_VERB, VERBS
 from mlopsnb.serving import arguments
+
+if TYPE_CHECKING:
+    from mlopsnb.notebook.arguments import Argument, Verb
 
 ROOT = Path(__file__).resolve().parents[1]
 ELSEWHERE = {
@@ -219,11 +222,11 @@ def magics_page() -> str:
 def _verb(verb: Verb, title: str = "") -> list[str]:
     words = [f"%{verb.name}", *(a.metavar for a in verb.positionals)]
     words += [f"{o.flag} {o.metavar}" for o in verb.options if o.required]
-    if any(not o.required for o in verb.options):
+    if any(not o.required for o in verb.all_options):
         words.append("[options]")
     rows = [f"| `{a.metavar}` | {_told(a)} |" for a in verb.positionals]
     rows += [
-        f"| `{o.flag if o.kind == 'flag' else f'{o.flag} {o.metavar}'}` | {_told(o)} |" for o in verb.options
+        f"| `{f'{o.flag} {o.metavar}' if o.takes_value else o.flag}` | {_told(o)} |" for o in verb.all_options
     ]
     table = ["\n".join(["| | |", "|---|---|", *rows])] if rows else []
     path = verb.twin.replace(":", ".")

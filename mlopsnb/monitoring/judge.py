@@ -17,10 +17,16 @@ from mlopsnb.monitoring.report import Check, FeatureDrift, State, Window, share_
 
 def judged(rows: Sequence[FeatureDrift], q: float) -> tuple[FeatureDrift, ...]:
     """Return the rows with q-values and states, ranked: outputs first, then by how far beyond the threshold."""
-    tested = [(row.p_value, *(t.p_value for t in (*row.windows, *row.checks))) for row in rows]
-    values = _adjusted([p_value for one in tested for p_value in one])
+    values = _adjusted([p_value for row in rows for p_value in _p_values(row)])
     done = [_judged(row, values, q) for row in rows]
     return tuple(sorted(done, key=lambda row: (row.kind != "output", -row.severity)))
+
+
+def _p_values(row: FeatureDrift) -> Iterator[float | None]:
+    """Yield the p-values of a row: its own, its windows', its checks'; in the order in which they are judged."""
+    yield row.p_value
+    yield from (window.p_value for window in row.windows)
+    yield from (check.p_value for check in row.checks)
 
 
 def _adjusted(p_values: Sequence[float | None]) -> Iterator[float | None]:

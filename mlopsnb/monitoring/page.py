@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
+from mlopsnb.masking import masked
 from mlopsnb.monitoring import pictures
 from mlopsnb.monitoring.pictures import CURRENT, REFERENCE
 from mlopsnb.monitoring.report import MOST_ROWS, SYMBOLS, missing, number, share_text
@@ -114,7 +115,7 @@ def _cells(row: FeatureDrift, end: float) -> tuple[str, ...]:
 
 
 def _row(row: FeatureDrift, cells: Sequence[str], kept: Sequence[int]) -> str:
-    full = f' title="{escape(row.feature)}"' if printable(row.feature) != row.feature else ""
+    full = f' title="{escape(masked(row.feature))}"' if printable(row.feature) != row.feature else ""
     tail = "".join(f"<td{_class(i)}>{cells[i]}</td>" for i in kept[1:])
     first = f'<tr><th scope="row"{_class(0)}{full}>{cells[0]}</th>{tail}</tr>'
     return f"<tbody>{first}{_more(row, len(kept))}</tbody>"

@@ -25,7 +25,7 @@ MOST_ROWS = 50
 """So many features are shown at most in text and on a page; `to_frame` has them all."""
 
 _MOST_NAMES = 20
-_COLUMNS = (
+COLUMNS = (
     *("feature", "kind", "state", "effect", "q_value", "p_value", "statistic"),
     *("missing_reference", "missing_current", "new_levels", "note", "ks", "psi", "tails_current", "band"),
 )
@@ -170,7 +170,7 @@ class DriftReport:
     def to_frame(self) -> Any:
         """Return all rows as a pandas DataFrame; what was not measured is NaN."""
         pandas = need("pandas", extra="monitoring")
-        frame = pandas.DataFrame([[getattr(row, c) for c in _COLUMNS] for row in self.rows], columns=_COLUMNS)
+        frame = pandas.DataFrame([[getattr(row, c) for c in COLUMNS] for row in self.rows], columns=COLUMNS)
         return frame.astype(dict.fromkeys(_NUMBERS, "float64"))
 
     def assert_ok(self) -> None:

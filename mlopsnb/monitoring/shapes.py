@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from mlopsnb.masking import masked
+
 if TYPE_CHECKING:
     from mlopsnb.monitoring.samples import Sample
 
@@ -124,7 +126,7 @@ def label(level: object) -> str:
 
 def printable(text: str, width: int = _LABEL) -> str:
     """Return *text* on one line and cut to *width*: no control characters, nothing that breaks a table."""
-    clean = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    clean = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in masked(text))
     return clean if len(clean) <= width else clean[: width - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from mlopsnb import rollout
 from mlopsnb.errors import DeployError
 from mlopsnb.events import Event, report, step
+from mlopsnb.masking import masked
 from mlopsnb.monitoring.counting import FIGURES, Window, figure_text, joined
 from mlopsnb.monitoring.sampling import Sampler
 
@@ -76,7 +77,7 @@ class Traffic:
 
     def __str__(self) -> str:
         header, *rows = table(self)
-        lines = [f"Traffic of {self.name} on {self.target}, from {self.source}"]
+        lines = [masked(f"Traffic of {self.name} on {self.target}, from {self.source}")]
         widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
         for row in (header, *rows):
             cells = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]

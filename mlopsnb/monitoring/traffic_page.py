@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
+from mlopsnb.masking import masked
 from mlopsnb.monitoring.counting import FIGURES, figure_text
 from mlopsnb.monitoring.pictures import CURRENT, REFERENCE, Frame
 from mlopsnb.monitoring.traffic import span_text, table
@@ -31,10 +32,10 @@ _NAME = "text-align:left;padding:2px 0;font-weight:normal;background:transparent
 
 def page(traffic: Traffic) -> str:
     """Return the HTML of *traffic*."""
-    title = f"Traffic of {traffic.name} on {traffic.target}"
+    title = masked(f"Traffic of {traffic.name} on {traffic.target}")
     return (
         f'<div class="mlopsnb-traffic" style="{_TEXT}"><p><strong>{escape(title)}</strong>, '
-        f"from {escape(traffic.source)}</p>{_pictures(traffic)}{_table(traffic)}</div>"
+        f"from {escape(masked(traffic.source))}</p>{_pictures(traffic)}{_table(traffic)}</div>"
     )
 
 

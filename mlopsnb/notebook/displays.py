@@ -6,7 +6,6 @@ Records stay free of Jupyter: the functions here are registered by the names of 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,8 +15,8 @@ from urllib.parse import urlsplit
 
 from mlopsnb.images.sizes import size_text
 from mlopsnb.manifest import EXAMPLE_FILE, read_example
+from mlopsnb.masking import masked
 from mlopsnb.notebook.render import STATES
-from mlopsnb.notebook.status import masked
 from mlopsnb.notebook.tables import Badge, Code, Link, Row, card, folded, html_table, preformatted, text_table
 
 LOG_LINES = 200
@@ -136,33 +135,55 @@ def artifact_text(artifact: Any) -> str:
 
 # ---- model version
 
+_LINEAGE = {
+    "mlopsnb.notebook": "notebook",
+    "mlopsnb.cell_digest": "cell",
+    "mlflow.source.git.commit": "git commit",
+    "mlopsnb.git.dirty": "with changes",
+    "mlopsnb.git.diff_digest": "changes",
+    "mlopsnb.data_digest": "data",
+    "mlopsnb.environment_digest": "environment",
+    "mlopsnb.artifact_digest": "artifact",
+}
+"""The tags that say where a version came from, and what each names."""
+_LINEAGE_HEADER = ("made of", "which")
+
 
 def _version_rows(version: Any) -> list[Row]:
     rows: list[Row] = [("uri", Code(version.uri)), ("digest", Code(version.digest))]
     if version.run_id:
         rows.append(("run", Code(version.run_id)))
     if version.tracking_uri:
-        rows.append(("tracking server", Code(_without_password(version.tracking_uri))))
-    return [*rows, *((f"tag {key}", value) for key, value in sorted(version.tags.items()))]
+        rows.append(("tracking server", Code(version.tracking_uri)))
+    others = sorted(version.tags.items() - _lineage(version).items())
+    return [*rows, *((f"tag {key}", value) for key, value in others)]
 
 
-def _without_password(uri: str) -> str:
-    """Return *uri* without what stands before the `@` of its host; a tracking server's address may hold a password."""
-    return re.sub(r"(://)[^/?#]*@", r"\1", uri)
+def _lineage(version: Any) -> dict[str, str]:
+    return {key: version.tags[key] for key in _LINEAGE if key in version.tags}
+
+
+def _lineage_rows(version: Any) -> list[Row]:
+    """Say where the version came from, as far as its tags tell."""
+    return [(_LINEAGE[key], Code(value)) for key, value in _lineage(version).items()]
 
 
 def version_html(version: Any) -> str:
     """Show a `ModelVersion`: its address, its run, and the tags that tell where it came from."""
+    lineage = _lineage_rows(version)
     return card(
         f"Model {version.name}, version {version.version}",
         html_table(_version_rows(version), label="model version"),
+        *([html_table(lineage, _LINEAGE_HEADER, label="lineage")] if lineage else []),
     )
 
 
 def version_text(version: Any) -> str:
     """Show a `ModelVersion` as text."""
-    title = f"Model {version.name}, version {version.version}"
-    return "\n".join([title, *_indented(text_table(_version_rows(version)))])
+    title = masked(f"Model {version.name}, version {version.version}")
+    lineage = _lineage_rows(version)
+    blocks = [text_table(_version_rows(version)), text_table(lineage, _LINEAGE_HEADER) if lineage else ""]
+    return "\n".join([title, *_indented(*blocks)])
 
 
 # ---- deployment
@@ -239,7 +260,9 @@ def deployment_html(deployment: Any) -> str:
 
 def deployment_text(deployment: Any) -> str:
     """Show a `Deployment` as text."""
-    return "\n".join([f"Deployment {deployment.name}", *_indented(text_table(_deployment_rows(deployment)))])
+    return "\n".join(
+        [masked(f"Deployment {deployment.name}"), *_indented(text_table(_deployment_rows(deployment)))]
+    )
 
 
 class _Displayed(tuple[Any, ...]):
@@ -279,7 +302,7 @@ def _rollout_rows(rollouts: Iterable[Any]) -> list[Row]:
             r.name,
             r.target,
             Badge(*STATES[r.state]),
-            masked(r.reason.partition("\n")[0] if r.state == "failed" else ""),
+            r.reason.partition("\n")[0] if r.state == "failed" else "",
             Code(f"%attach {r.name} --target {r.target}"),
         )
         for r in rollouts
@@ -410,7 +433,7 @@ def action_text(action: Any) -> str:
 
 
 class LogText(str):
-    """A log: the whole text for programs, the last lines for people."""
+    """A log: the whole text for programs, the last lines for people, without what looks secret."""
 
     __slots__ = ()
 
@@ -418,7 +441,7 @@ class LogText(str):
         lines = self.splitlines()
         left_out = len(lines) - LOG_LINES
         note = f"… {left_out} earlier lines left out; all are in the value" if left_out > 0 else ""
-        return note, "\n".join(lines[-LOG_LINES:])
+        return note, masked("\n".join(lines[-LOG_LINES:]))
 
     def _repr_html_(self) -> str:
         note, text = self._shown()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mlopsnb.errors import MissingExtra, MlopsnbError, telling_line
-from mlopsnb.notebook.status import masked
+from mlopsnb.masking import masked
 from mlopsnb.notebook.tables import Badge, card, html_table, text_table
 
 State = Literal["works", "limited", "missing", "broken"]

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from mlopsnb.notebook.completion import DeploymentNames, local_names, make_matcher
+from mlopsnb.notebook.completion import Known, make_matcher
 from mlopsnb.notebook.magics import MlopsnbMagics
 
 _RECORDS = {
@@ -43,12 +43,12 @@ def load_ipython_extension(ipython: Any) -> None:
     """Put mlopsnb into the shell *ipython*; a second time does nothing."""
     if ipython in _installed:
         return
-    names = DeploymentNames(local_names)
-    magics = MlopsnbMagics(ipython, names)
+    known = Known()
+    magics = MlopsnbMagics(ipython, known)
     present = ipython.magics_manager.magics["line"]
     before = {name: present[name] for name in magics.magics["line"] if name in present}
     ipython.register_magics(magics)
-    matcher = make_matcher(ipython, names)
+    matcher = make_matcher(ipython, known)
     ipython.Completer.custom_matchers.append(matcher)
     state = _Installed(magics, matcher, before)
     _register_displays(ipython, state.undo)

@@ -5,102 +5,60 @@ Parser, help, completion and the test against the functions' signatures all read
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
-Kind = Literal[
-    "object", "source", "deployment", "text", "int", "float", "numbers", "texts", "words", "flag", "off"
-]
-"""How an argument is read.
-
-`object` is a Python expression; `source` is one too, or a `models:/…` or `runs:/…` address; `deployment` is a variable
-that holds a deployment, or a name; `numbers` and `texts` are KEY=VALUE, repeatable, or a variable that holds a mapping;
-`words` are repeatable texts; `flag` makes its parameter true, and `off` is typed as `--no-NAME` and makes it false.
-"""
-
-BackEnd = Literal["builder", "format", "target"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Argument:
-    """One positional argument or option. `name` is the parameter of the Python function."""
-
-    name: str
-    kind: Kind
-    help: str
-    backend: BackEnd | None = None
-    """The kind of back end whose names are offered as values."""
-
-    choices: tuple[str, ...] = ()
-    """Values that are offered beside those of the back end; the function says what it takes."""
-
-    required: bool = False
-
-    @property
-    def flag(self) -> str:
-        """The option as it is typed."""
-        return ("--no-" if self.kind == "off" else "--") + self.name.replace("_", "-")
-
-    @property
-    def takes_value(self) -> bool:
-        """Say whether a value follows the option."""
-        return self.kind not in ("flag", "off")
-
-    @property
-    def metavar(self) -> str:
-        """What stands for the value in the help."""
-        if self.kind in ("numbers", "texts"):
-            return "KEY=VALUE"
-        return self.name.upper()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verb:
-    """One line magic. `twin` is `module:function`, or `module:Class.method` of the deployment that comes first."""
-
-    name: str
-    twin: str
-    summary: str
-    positionals: tuple[Argument, ...] = ()
-    options: tuple[Argument, ...] = ()
-    examples: tuple[str, ...] = ()
-    alone: Verb | None = None
-    """The verb of the same name that is meant where only one word is given."""
-
-    @property
-    def on_deployment(self) -> bool:
-        """Say whether the verb is a method of the deployment that its first argument names."""
-        return "." in self.twin.partition(":")[2]
-
-    def option(self, flag: str) -> Argument | None:
-        """Return the option typed as *flag*, or None."""
-        return next((o for o in self.options if o.flag == flag), None)
-
+from mlopsnb.notebook.arguments import (
+    Argument,
+    Verb,
+    deployed,
+    expression,
+    flag,
+    number,
+    numbers,
+    off,
+    source,
+    text,
+    texts,
+    whole,
+    words,
+)
 
 LOADS = ("engine", "kind", "minikube", "k3d")
 
-_MODEL = Argument(name="model", kind="object", help="the model: a variable or an expression")
-_WHAT = Argument(
-    name="what", kind="source", help="a model, artifact, model version, models:/… or runs:/… address"
+_MODEL = expression("model", "the model: a variable or an expression")
+_WHAT = source("what", "a model, artifact, model version, models:/… or runs:/… address")
+_DEPLOYMENT = deployed("deployment", "a deployment's name, or a variable that holds one")
+_EXAMPLE = expression(
+    "example", "a few rows the model takes: array, tensor, DataFrame, dict or tuple of them"
 )
-_DEPLOYMENT = Argument(
-    name="deployment", kind="deployment", help="a deployment's name, or a variable that holds one"
-)
-_EXAMPLE = Argument(
-    name="example",
-    kind="object",
-    help="a few rows the model takes: array, tensor, DataFrame, dict or tuple of them",
-)
-_REFERENCE = Argument(
-    name="reference", kind="object", help="training data that later traffic is compared with"
-)
-_METRICS = Argument(name="metrics", kind="numbers", help="metrics to log; repeatable, or a dict variable")
-_FORMAT = Argument(
-    name="format", kind="text", help="format of the export; chosen by the model if left out", backend="format"
-)
-_TARGET = Argument(
-    name="target", kind="text", help="where it runs; the setting `target` if left out", backend="target"
-)
+_REFERENCE = expression("reference", "training data that later traffic is compared with")
+_METRICS = numbers("metrics", "metrics to log; repeatable, or a dict variable")
+_FORMAT = text("format", "format of the export; chosen by the model if left out", backend="format")
+_TARGET = text("target", "where it runs; the setting `target` if left out", backend="target")
+
+
+def _method(
+    name: str,
+    summary: str,
+    *arguments: Argument,
+    method: str = "",
+    options: tuple[Argument, ...] = (),
+    examples: tuple[str, ...],
+    reads: bool = False,
+    returns: bool = True,
+) -> Verb:
+    """Return a verb that is a method of the deployment that comes first, by default the one of its name."""
+    return Verb(
+        name=name,
+        twin=f"mlopsnb.deployment:Deployment.{method or name}",
+        summary=summary,
+        positionals=(_DEPLOYMENT, *arguments),
+        options=(*options, _TARGET),
+        examples=examples,
+        reads=reads,
+        returns=returns,
+    )
+
 
 EXPORT = Verb(
     name="export",
@@ -110,8 +68,8 @@ EXPORT = Verb(
     options=(
         _EXAMPLE,
         _FORMAT,
-        Argument(name="into", kind="text", help="directory to write to; the cache if left out"),
-        Argument(name="tolerance", kind="float", help="largest error allowed; by dtype if left out"),
+        text("into", "directory to write to; the cache if left out"),
+        number("tolerance", "largest error allowed; by dtype if left out"),
     ),
     examples=("%export model --example X_test[:5]", "artifact = %export model --example (ids, mask)"),
 )
@@ -120,49 +78,38 @@ LOG_MODEL = Verb(
     name="log_model",
     twin="mlopsnb.flow:log",
     summary="Log an exported model to MLflow as the next version of a registered model.",
-    positionals=(Argument(name="artifact", kind="object", help="what %export returned"),),
+    positionals=(expression("artifact", "what %export returned"),),
     options=(
-        Argument(name="name", kind="text", help="name of the registered model", required=True),
+        text("name", "name of the registered model", required=True),
         _REFERENCE,
         _METRICS,
-        Argument(name="params", kind="texts", help="parameters to log; repeatable, or a dict variable"),
-        Argument(name="tags", kind="texts", help="tags to set; repeatable, or a dict variable"),
-        Argument(name="alias", kind="text", help="alias to give the version, such as champion"),
+        texts("params", "parameters to log; repeatable, or a dict variable"),
+        texts("tags", "tags to set; repeatable, or a dict variable"),
+        text("alias", "alias to give the version, such as champion"),
     ),
     examples=("version = %log_model artifact --name fraud --metrics accuracy={acc} --alias champion",),
 )
 
 _WORKLOAD = (
-    Argument(name="replicas", kind="int", help="containers that share the traffic; 1 if left out"),
-    Argument(name="min_replicas", kind="int", help="fewest, where the target scales by itself"),
-    Argument(name="max_replicas", kind="int", help="most, where the target scales by itself"),
-    Argument(name="cpu", kind="text", help="cores for each, such as 2 or 500m"),
-    Argument(name="memory", kind="text", help="memory for each, such as 512Mi"),
-    Argument(name="gpu", kind="int", help="GPUs for each"),
-    Argument(name="secrets", kind="words", help="name of a Secret whose keys become variables; repeatable"),
-    Argument(
-        name="config_maps", kind="words", help="name of a ConfigMap whose keys become variables; repeatable"
-    ),
-    Argument(
-        name="node_selector",
-        kind="texts",
-        help="label of the nodes to run on; repeatable, or a dict variable",
-    ),
-    Argument(
-        name="tolerations",
-        kind="words",
-        help="taint to put up with, such as dedicated=ml:NoSchedule; repeatable",
-    ),
-    Argument(
-        name="expose",
-        kind="text",
-        help="how clients outside reach it; not at all if left out",
+    whole("replicas", "containers that share the traffic; 1 if left out"),
+    whole("min_replicas", "fewest, where the target scales by itself"),
+    whole("max_replicas", "most, where the target scales by itself"),
+    text("cpu", "cores for each, such as 2 or 500m"),
+    text("memory", "memory for each, such as 512Mi"),
+    whole("gpu", "GPUs for each"),
+    words("secrets", "name of a Secret whose keys become variables; repeatable"),
+    words("config_maps", "name of a ConfigMap whose keys become variables; repeatable"),
+    texts("node_selector", "label of the nodes to run on; repeatable, or a dict variable"),
+    words("tolerations", "taint to put up with, such as dedicated=ml:NoSchedule; repeatable"),
+    text(
+        "expose",
+        "how clients outside reach it; not at all if left out",
         choices=("cluster", "nodeport", "loadbalancer", "ingress", "gateway"),
     ),
-    Argument(name="host", kind="text", help="its name in an ingress or a gateway"),
-    Argument(name="network_policy", kind="flag", help="let in only what the cluster's policies allow"),
-    Argument(name="platform", kind="text", help="kserve: by KServe", choices=("kubernetes", "kserve")),
-    Argument(name="ttl", kind="text", help="how long it may stay, such as 7d, until a clean-up removes it"),
+    text("host", "its name in an ingress or a gateway"),
+    flag("network_policy", "let in only what the cluster's policies allow"),
+    text("platform", "what serves it on a cluster; kubernetes if left out", choices=("kubernetes", "kserve")),
+    text("ttl", "how long it may stay, such as 7d, until a clean-up removes it"),
 )
 """What a deployment may use and how it is reached; each target says which of these it knows."""
 
@@ -172,72 +119,39 @@ DEPLOY = Verb(
     summary="Serve a model. Steps that are missing (export, proof, log) are done first.",
     positionals=(replace(_WHAT, help=_WHAT.help.replace("version,", "version, image,")),),
     options=(
-        Argument(
-            name="name",
-            kind="text",
-            help="name of the deployment; by the variable's or the model's if left out",
-        ),
+        text("name", "name of the deployment; by the variable's or the model's if left out"),
         _EXAMPLE,
         _REFERENCE,
         _METRICS,
         _FORMAT,
         _TARGET,
-        Argument(name="port", kind="int", help="port to serve on; a free one if left out"),
-        Argument(
-            name="grpc_port",
-            kind="int",
-            help="serve gRPC too, on this port; 0 for a free one, kept later; off if left out",
+        whole("port", "port to serve on; a free one if left out"),
+        whole("grpc_port", "serve gRPC too, on this port; 0 for a free one, kept later; off if left out"),
+        texts("env", "environment variable of the server; repeatable, or a dict variable"),
+        whole("workers", "server processes that share the port; 1 if left out"),
+        whole("cache_bytes", "memory to keep answers in for rows that come again; off if left out"),
+        number(
+            "capture",
+            "share of the requests whose rows are written to files, for labels to come; none if left out",
         ),
-        Argument(
-            name="env",
-            kind="texts",
-            help="environment variable of the server; repeatable, or a dict variable",
-        ),
-        Argument(name="workers", kind="int", help="server processes that share the port; 1 if left out"),
-        Argument(
-            name="cache_bytes",
-            kind="int",
-            help="memory to keep answers in for rows that come again; off if left out",
-        ),
-        Argument(
-            name="capture",
-            kind="float",
-            help="share of the requests whose rows are written to files, for labels to come; none if left out",
-        ),
-        Argument(
-            name="fallback",
-            kind="source",
-            help="a smaller model of the same signature, which answers while this one cannot",
-        ),
+        source("fallback", "a smaller model of the same signature, which answers while this one cannot"),
         *_WORKLOAD,
-        Argument(
-            name="strategy",
-            kind="text",
-            help="how it takes over; rolling if left out",
+        text(
+            "strategy",
+            "how it takes over; rolling if left out",
             choices=("rolling", "blue-green", "canary", "ab", "shadow"),
         ),
-        Argument(
-            name="match", kind="text", help="the requests for the new one of an ab, such as header:X-Group=b"
+        text("match", "the requests for the new one of an ab, such as header:X-Group=b"),
+        text(
+            "canary",
+            "its shares of the traffic in percent, such as 10,50; a single one stays until %promote or %rollback",
         ),
-        Argument(
-            name="canary",
-            kind="text",
-            help="its shares of the traffic in percent, such as 10,50; a single one stays until %promote or %rollback",
-        ),
-        Argument(
-            name="gate",
-            kind="text",
-            help='what it has to keep under traffic, such as "error_rate<0.01 and p99_ms<200"',
-        ),
-        Argument(name="pause", kind="text", help="how long each gate or share takes; 30s if left out"),
-        Argument(name="force", kind="flag", help="deploy also what runs already in just this way"),
-        Argument(
-            name="wait",
-            kind="off",
-            help="go on in the background once the model is logged; the card tells how",
-        ),
-        Argument(name="timeout", kind="float", help="seconds to wait until it is ready"),
-        Argument(name="dry_run", kind="flag", help="show what would be done, and do nothing"),
+        text("gate", 'what it has to keep under traffic, such as "error_rate<0.01 and p99_ms<200"'),
+        text("pause", "how long each gate or share takes; 30s if left out"),
+        flag("force", "deploy also what runs already in just this way"),
+        off("wait", "go on in the background once the model is logged; the card tells how"),
+        number("timeout", "seconds to wait until it is ready"),
+        flag("dry_run", "show what would be done, and do nothing"),
     ),
     examples=(
         "%deploy model",
@@ -255,65 +169,32 @@ BUILD = Verb(
     summary="Build a serving image, with or without a container engine. Steps that are missing are done first.",
     positionals=(_WHAT,),
     options=(
-        Argument(
-            name="name", kind="text", help="name of the image; by the variable's or the model's if left out"
-        ),
+        text("name", "name of the image; by the variable's or the model's if left out"),
         _EXAMPLE,
         _FORMAT,
-        Argument(
-            name="builder",
-            kind="text",
-            help="how it is built; without an engine if left out",
-            backend="builder",
-            choices=("auto",),
+        text(
+            "builder", "how it is built; without an engine if left out", backend="builder", choices=("auto",)
         ),
-        Argument(
-            name="base", kind="text", help="image to stand on; python:3.X-slim of this kernel if left out"
-        ),
-        Argument(name="registry", kind="text", help="where to push it, such as ghcr.io/team"),
-        Argument(name="push", kind="flag", help="push it to the registry, or fail"),
-        Argument(name="load", kind="text", help="load it into an engine or a local cluster", choices=LOADS),
-        Argument(name="output", kind="text", help="write an OCI layout: a directory, or a .tar"),
-        Argument(
-            name="export",
-            kind="text",
-            help="write a Dockerfile and what it needs to this directory, build nothing",
-        ),
-        Argument(
-            name="platform",
-            kind="text",
-            help="platform it runs on, such as linux/arm64; this machine's if left out",
-        ),
-        Argument(
-            name="accelerator", kind="text", help="cpu or cuda; cpu if left out", choices=("cpu", "cuda")
-        ),
-        Argument(
-            name="requirements",
-            kind="words",
-            help="a package the model needs besides, as pip takes it; repeatable",
-        ),
-        Argument(
-            name="code_paths", kind="words", help="a local module or package the model needs; repeatable"
-        ),
-        Argument(name="max_size", kind="text", help="fail if it is larger when compressed, such as 900MB"),
-        Argument(
-            name="separate_weights",
-            kind="flag",
-            help="keep the model's largest file in an image of its own",
-        ),
-        Argument(
-            name="scan",
-            kind="text",
-            help="fail at a known vulnerability of this severity or graver; needs trivy or grype",
+        text("base", "image to stand on; python:3.X-slim of this kernel if left out"),
+        text("registry", "where to push it, such as ghcr.io/team"),
+        flag("push", "push it to the registry, or fail"),
+        text("load", "load it into an engine or a local cluster", choices=LOADS),
+        text("output", "write an OCI layout: a directory, or a .tar"),
+        text("export", "write a Dockerfile and what it needs to this directory, build nothing"),
+        text("platform", "platform it runs on, such as linux/arm64; this machine's if left out"),
+        text("accelerator", "cpu or cuda; cpu if left out", choices=("cpu", "cuda")),
+        words("requirements", "a package the model needs besides, as pip takes it; repeatable"),
+        words("code_paths", "a local module or package the model needs; repeatable"),
+        text("max_size", "fail if it is larger when compressed, such as 900MB"),
+        flag("separate_weights", "keep the model's largest file in an image of its own"),
+        text(
+            "scan",
+            "fail at a known vulnerability of this severity or graver; needs trivy or grype",
             choices=("low", "medium", "high", "critical"),
         ),
-        Argument(name="sign", kind="text", help="file of the private key to sign the image with"),
-        Argument(
-            name="apt", kind="words", help="a Debian package to install first, by an engine; repeatable"
-        ),
-        Argument(
-            name="steps", kind="words", help="an instruction of a Dockerfile to carry out first; repeatable"
-        ),
+        text("sign", "file of the private key to sign the image with"),
+        words("apt", "a Debian package to install first, by an engine; repeatable"),
+        words("steps", "an instruction of a Dockerfile to carry out first; repeatable"),
     ),
     examples=(
         "image = %build model --registry ghcr.io/team",
@@ -322,16 +203,12 @@ BUILD = Verb(
     ),
 )
 
-PREDICT = Verb(
-    name="predict",
-    twin="mlopsnb.deployment:Deployment.predict",
-    summary="Ask a deployment for predictions.",
-    positionals=(
-        _DEPLOYMENT,
-        Argument(name="x", kind="object", help="rows to predict on: a variable or an expression"),
-    ),
-    options=(_TARGET,),
+PREDICT = _method(
+    "predict",
+    "Ask a deployment for predictions.",
+    expression("x", "rows to predict on: a variable or an expression"),
     examples=("%predict fraud X_test[:3]", "y = %predict dep X_live"),
+    reads=True,
 )
 
 DEPLOYMENTS = Verb(
@@ -339,82 +216,65 @@ DEPLOYMENTS = Verb(
     twin="mlopsnb.deployment:deployments",
     summary="List what is deployed.",
     options=(_TARGET,),
-    examples=("%deployments",),
+    examples=("%deployments", "%deployments --json"),
+    reads=True,
 )
 
 ATTACH = Verb(
     name="attach",
     twin="mlopsnb.deployment:get",
     summary="Get hold of a deployment that runs already, and show its rollout if that goes on in the background.",
-    positionals=(Argument(name="name", kind="deployment", help="the deployment's name"),),
+    positionals=(deployed("name", "the deployment's name"),),
     options=(_TARGET,),
     examples=("dep = %attach fraud",),
+    reads=True,
 )
 
-LOGS = Verb(
-    name="logs",
-    twin="mlopsnb.deployment:Deployment.logs",
-    summary="Show the log of a deployment.",
-    positionals=(_DEPLOYMENT,),
+LOGS = _method(
+    "logs",
+    "Show the log of a deployment.",
     options=(
-        Argument(name="tail", kind="int", help="only the last lines"),
-        Argument(name="revision", kind="int", help="the revision to read; the one that serves if left out"),
-        _TARGET,
+        whole("tail", "only the last lines"),
+        whole("revision", "the revision to read; the one that serves if left out"),
     ),
     examples=("%logs fraud --tail 50",),
+    reads=True,
 )
 
-METRICS = Verb(
-    name="metrics",
-    twin="mlopsnb.deployment:Deployment.metrics",
-    summary="Show what is sent to a deployment and how it answers, per revision: rates, errors, quantiles, queue, memory.",
-    positionals=(_DEPLOYMENT,),
-    options=(
-        Argument(
-            name="seconds", kind="text", help="how long to watch, such as 60 or 5m; a second if left out"
-        ),
-        _TARGET,
-    ),
+METRICS = _method(
+    "metrics",
+    "Show what is sent to a deployment and how it answers, per revision: rates, errors, quantiles, queue, memory.",
+    options=(text("seconds", "how long to watch, such as 60 or 5m; a second if left out"),),
     examples=("%metrics fraud", "traffic = %metrics fraud --seconds 2m"),
+    reads=True,
 )
 
-ROLLBACK = Verb(
-    name="rollback",
-    twin="mlopsnb.deployment:Deployment.rollback",
-    summary="Serve an earlier model again: the previous one, or the stable one beside a canary.",
-    positionals=(_DEPLOYMENT,),
-    options=(
-        Argument(name="to", kind="int", help="the revision to go back to; the one before if left out"),
-        _TARGET,
-    ),
+ROLLBACK = _method(
+    "rollback",
+    "Serve an earlier model again: the previous one, or the stable one beside a canary.",
+    options=(whole("to", "the revision to go back to; the one before if left out"),),
     examples=("%rollback fraud", "%rollback fraud --to 3"),
 )
 
-PROMOTE = Verb(
-    name="promote",
-    twin="mlopsnb.deployment:Deployment.promote",
-    summary="Give the canary of a deployment all traffic.",
-    positionals=(_DEPLOYMENT,),
-    options=(_TARGET,),
+PROMOTE = _method(
+    "promote",
+    "Give the canary of a deployment all traffic.",
     examples=("%promote fraud",),
 )
 
-SCALE = Verb(
-    name="scale",
-    twin="mlopsnb.deployment:Deployment.scale",
-    summary="Serve a deployment with so many replicas.",
-    positionals=(_DEPLOYMENT, Argument(name="n", kind="int", help="how many replicas")),
-    options=(_TARGET,),
+SCALE = _method(
+    "scale",
+    "Serve a deployment with so many replicas.",
+    whole("n", "how many replicas"),
     examples=("%scale fraud 3",),
 )
 
-UNDEPLOY = Verb(
-    name="undeploy",
-    twin="mlopsnb.deployment:Deployment.delete",
-    summary="Stop a deployment and remove it with its history.",
-    positionals=(_DEPLOYMENT,),
-    options=(_TARGET,),
+UNDEPLOY = _method(
+    "undeploy",
+    "Stop a deployment and remove it with its history.",
+    method="delete",
     examples=("%undeploy fraud",),
+    returns=False,
 )
 
 CLEANUP = Verb(
@@ -422,37 +282,31 @@ CLEANUP = Verb(
     twin="mlopsnb.cleaning:cleanup",
     summary="Remove deployments that are past their time, and what builds left in the cache.",
     options=(
-        Argument(name="images", kind="flag", help="layers and environments of past builds, in the cache"),
-        Argument(name="deployments", kind="flag", help="deployments whose TTL has passed"),
-        Argument(name="older_than", kind="text", help="deployments last deployed longer ago, such as 7d"),
-        Argument(name="owner", kind="text", help="whose deployments; yours if left out, * for all"),
-        Argument(
-            name="target", kind="text", help="where to look; on every target if left out", backend="target"
-        ),
-        Argument(name="dry_run", kind="flag", help="show what would be removed, and remove nothing"),
+        flag("images", "layers and environments of past builds, in the cache"),
+        flag("deployments", "deployments whose TTL has passed"),
+        text("older_than", "deployments last deployed longer ago, such as 7d"),
+        text("owner", "whose deployments; yours if left out, * for all"),
+        text("target", "where to look; on every target if left out", backend="target"),
+        flag("dry_run", "show what would be removed, and remove nothing"),
     ),
     examples=("%cleanup --older-than 7d --dry-run", "%cleanup --deployments --images"),
 )
 
 _THRESHOLDS = (
-    Argument(name="threshold", kind="float", help="smallest effect that counts as drift"),
-    Argument(name="q", kind="float", help="false discovery rate over all features"),
+    number("threshold", "smallest effect that counts as drift"),
+    number("q", "false discovery rate over all features"),
 )
 
-LIVE_DRIFT = Verb(
-    name="drift",
-    twin="mlopsnb.deployment:Deployment.drift",
-    summary="Compare what a deployment was asked with the reference that its model was logged with.",
-    positionals=(_DEPLOYMENT,),
+LIVE_DRIFT = _method(
+    "drift",
+    "Compare what a deployment was asked with the reference that its model was logged with.",
     options=(
-        Argument(name="since", kind="text", help="look so far back, such as 30m or 6h; a day if left out"),
-        Argument(
-            name="revision", kind="int", help="the revision to look at; the one that serves if left out"
-        ),
+        text("since", "look so far back, such as 30m or 6h; a day if left out"),
+        whole("revision", "the revision to look at; the one that serves if left out"),
         *_THRESHOLDS,
-        _TARGET,
     ),
     examples=("%drift fraud", "report = %drift fraud --since 6h"),
+    reads=True,
 )
 
 DRIFT = Verb(
@@ -460,29 +314,24 @@ DRIFT = Verb(
     twin="mlopsnb.monitoring:drift",
     summary="Compare two data sets, or a deployment's traffic with its reference, and say which features drifted.",
     positionals=(
-        Argument(name="reference", kind="object", help="the data to compare with, such as the training data"),
-        Argument(name="current", kind="object", help="the data of today"),
+        expression("reference", "the data to compare with, such as the training data"),
+        expression("current", "the data of today"),
     ),
     options=(
-        Argument(name="method", kind="text", help="the statistic; by each column's type if left out"),
+        text("method", "the statistic; by each column's type if left out"),
         *_THRESHOLDS,
-        Argument(
-            name="outputs",
-            kind="object",
-            help="the model's answers on both: (on the reference, on the current data)",
-        ),
+        expression("outputs", "the model's answers on both: (on the reference, on the current data)"),
     ),
     examples=("%drift X_train X_live", "report = %drift train live --threshold 0.2"),
     alone=LIVE_DRIFT,
+    reads=True,
 )
 
 DASHBOARD = Verb(
     name="dashboard",
     twin="mlopsnb.notebook.dashboard:dashboard",
     summary="Show all deployments live: states, versions, traffic, drift; and buttons that ask before they do anything.",
-    options=(
-        Argument(name="target", kind="text", help="where to look; everywhere if left out", backend="target"),
-    ),
+    options=(text("target", "where to look; everywhere if left out", backend="target"),),
     examples=("%dashboard", "board = %dashboard --target kubernetes"),
 )
 

@@ -6,6 +6,7 @@ from shlex import quote
 from typing import Any
 
 from mlopsnb.images.sizes import advice, size_text
+from mlopsnb.masking import masked
 from mlopsnb.notebook.tables import Bar, Code, Row, card, html_table, text_table
 
 _TITLE = "org.opencontainers.image.title"
@@ -90,7 +91,9 @@ def image_html(image: Any) -> str:
 def image_text(image: Any) -> str:
     """Show an `Image` as text."""
     blocks = (text_table(_facts(image)), text_table(_layer_rows(image), _HEADER))
-    return "\n".join([f"Image {image.tagged}", *(f"  {line}" for b in blocks for line in b.splitlines())])
+    return "\n".join(
+        [masked(f"Image {image.tagged}"), *(f"  {line}" for b in blocks for line in b.splitlines())]
+    )
 
 
 def _cleanup_title(cleanup: Any) -> str:

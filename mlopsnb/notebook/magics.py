@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.magic import Magics, needs_local_scope, no_var_expand
 
 from mlopsnb.background import Detached
-from mlopsnb.notebook.grammar import ATTACH, BUILD, DEPLOY, EXPORT, SETTINGS_HELP, SETTINGS_VERB, VERBS, Verb
+from mlopsnb.notebook.arguments import JSON, OUT, Verb
+from mlopsnb.notebook.documents import document
+from mlopsnb.notebook.grammar import ATTACH, BUILD, DEPLOY, EXPORT, SETTINGS_HELP, SETTINGS_VERB, VERBS
 from mlopsnb.notebook.parsing import Scope, help_text, meant, parse, read
 from mlopsnb.notebook.splitting import UsageError, split
 from mlopsnb.notebook.views import Card, choose, following
 
 if TYPE_CHECKING:
-    from mlopsnb.notebook.completion import DeploymentNames
+    from mlopsnb.notebook.completion import Known
 
 _SHOWN_AS = {"deployments": "Listing", "logs": "LogText"}
 """Results that are plain tuples or text in Python and get a display of their own here, which is still a tuple or text."""
@@ -35,9 +37,9 @@ class MlopsnbMagics(Magics):
         "cell": {},
     }
 
-    def __init__(self, shell: Any, names: DeploymentNames) -> None:
+    def __init__(self, shell: Any, known: Known) -> None:
         super().__init__(shell)
-        self._names = names
+        self._known = known
 
     def run(self, verb: Verb, line: str, local: Mapping[str, Any] | None) -> Any:
         """Run one line of *verb*; return its record, or None after a `;` or when help was asked for."""
@@ -50,13 +52,15 @@ class MlopsnbMagics(Magics):
         scope = Scope(self.shell.user_ns, local)
         values = {
             a.name: read(a, words[a.name], scope)
-            for a in (*verb.positionals, *verb.options)
+            for a in (*verb.positionals, *verb.all_options)
             if a.name in words
         }
+        out, as_json = values.pop(OUT.name, None), values.pop(JSON.name, False)
         title = _title(verb, words)
         notes = fill_in(verb, words, values, scope)
         try:
-            with following(title, mode=self._mode(), notes=notes) as card:
+            # One document is all that a program wants to read.
+            with following(title, mode="off" if as_json else self._mode(), notes=notes) as card:
                 result = _call(verb, values, scope)
                 _show_rollout(verb, result, card)
         except KeyboardInterrupt as exc:
@@ -67,7 +71,12 @@ class MlopsnbMagics(Magics):
             exc._render_traceback_ = lambda: [told]  # type: ignore[attr-defined]
             raise
         self._remember(verb, values, result)
-        return None if silent else _shown(verb, values, result)
+        shown = _shown(verb, values, result)
+        if out is not None:
+            self.shell.user_ns[out] = shown
+        if as_json:
+            sys.stdout.write(document(result) + "\n")
+        return None if silent or as_json else shown
 
     def _mode(self) -> Any:
         from mlopsnb.settings import settings
@@ -75,13 +84,15 @@ class MlopsnbMagics(Magics):
         return choose(settings().status, self.shell)
 
     def _remember(self, verb: Verb, values: Mapping[str, Any], result: Any) -> None:
-        """Keep the names that completion offers up to date, without asking any target."""
+        """Keep the names that completion offers up to date, without asking anybody."""
         if verb.name == "undeploy":
-            self._names.remove(str(getattr(values["deployment"], "name", values["deployment"])))
+            self._known.deployments.remove(str(getattr(values["deployment"], "name", values["deployment"])))
         elif verb.name == "deployments":
-            self._names.add(d.name for d in result)
+            self._known.deployments.add(d.name for d in result)
         elif verb is DEPLOY and not values.get("dry_run"):
-            self._names.add([result.name])
+            self._known.deployments.add([result.name])
+        elif uri := getattr(result, "uri", ""):
+            self._known.models.add([uri])
 
     @no_var_expand
     def _mlopsnb(self, line: str) -> Any:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import keyword
 import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from mlopsnb.errors import nearest
-from mlopsnb.notebook.grammar import URI_SCHEMES, Argument, Verb
+from mlopsnb.notebook.arguments import OUT, Argument, Verb
+from mlopsnb.notebook.grammar import URI_SCHEMES
 from mlopsnb.notebook.splitting import UsageError, expand, split
 
 _OPTION = re.compile(r"-[-A-Za-z]")
@@ -22,10 +24,10 @@ def help_text(verb: Verb) -> str:
     """Return what `%verb?` and `%verb --help` show."""
     words = [f"%{verb.name}", *(a.metavar for a in verb.positionals)]
     words += [f"{o.flag} {o.metavar}" for o in verb.options if o.required]
-    if any(not o.required for o in verb.options):
+    if any(not o.required for o in verb.all_options):
         words.append("[options]")
     rows = [(a.metavar, a.help) for a in verb.positionals]
-    rows += [(f"{o.flag} {o.metavar}" if o.takes_value else o.flag, o.help) for o in verb.options]
+    rows += [(f"{o.flag} {o.metavar}" if o.takes_value else o.flag, o.help) for o in verb.all_options]
     width = max((len(left) for left, _ in rows), default=0)
     lines = [verb.summary, "", f"usage: {' '.join(words)}", ""]
     lines += [f"  {left:<{width}}  {right}" for left, right in rows]
@@ -95,19 +97,19 @@ def parse(verb: Verb, line: str) -> dict[str, Any] | None:
     parser = _Parser(prog=verb.name, add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     for argument in verb.positionals:
         parser.add_argument(argument.name, metavar=argument.metavar)
-    for option in verb.options:
+    for option in verb.all_options:
         if not option.takes_value:
             parser.add_argument(
                 option.flag, dest=option.name, action="store_const", const=option.kind == "flag"
             )
         else:
-            action = "append" if option.kind in ("numbers", "texts", "words") else "store"
+            action = "append" if option.repeats else "store"
             parser.add_argument(option.flag, dest=option.name, action=action, required=option.required)
     return vars(parser.parse_args(words))
 
 
 def _refuse_unknown(verb: Verb, words: list[str]) -> None:
-    known = [o.flag for o in verb.options]
+    known = [o.flag for o in verb.all_options]
     for word in words:
         if word == "--":
             return
@@ -130,8 +132,15 @@ def read(argument: Argument, words: Any, scope: Scope) -> Any:
             return _number(scope.expand(words), argument)
         case "numbers" | "texts":
             return _pairs(words, argument, scope)
-        case "flag" | "off" | "deployment":
-            return words
+        case "variable" | "flag" | "off" | "deployment":
+            return _variable(words) if argument.kind == "variable" else words
+
+
+def _variable(name: str) -> str:
+    """Return *name* if a variable can be called so."""
+    if not name.isidentifier() or keyword.iskeyword(name):
+        raise UsageError(f"{OUT.flag} takes the name of a variable, found {name!r}")
+    return name
 
 
 def is_uri(word: str) -> bool:

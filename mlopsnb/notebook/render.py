@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mlopsnb.images.sizes import moved_text
-from mlopsnb.notebook.status import masked
+from mlopsnb.masking import masked
 from mlopsnb.notebook.tables import Badge, card, html_table, preformatted, unbroken
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def to_html(now: Snapshot) -> str:
         for s in now.steps
     ]
     notes = [(name, value) for name, _, value in (masked(note).partition(": ") for note in _notes(now))]
-    parts = [html_table(notes)] if notes else []
+    parts = [html_table(notes, label="notes")] if notes else []
     if rows:
         parts.append(html_table(rows, ("step", "state", "time", "details"), label="steps"))
     if (shown := getattr(now.shown, "_repr_html_", None)) is not None:

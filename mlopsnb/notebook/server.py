@@ -19,7 +19,8 @@ from jupyter_server.utils import url_path_join
 from tornado.web import HTTPError, authenticated
 
 from mlopsnb.errors import MlopsnbError, UserError
-from mlopsnb.notebook.status import masked
+from mlopsnb.masking import masked
+from mlopsnb.notebook import documents
 
 PATIENCE = 8.0
 """Seconds that an answer waits for a target; one that takes longer is told of when it has answered."""
@@ -76,18 +77,7 @@ def listing(target: str) -> list[dict[str, Any]]:
     """Return what is deployed on *target*, as JSON has it."""
     from mlopsnb.deployment import deployments
 
-    return [_facts(deployment) for deployment in deployments(target=target)]
-
-
-def _facts(deployment: Any) -> dict[str, Any]:
-    return {
-        "name": deployment.name,
-        "target": deployment.target,
-        "state": deployment.status,
-        "model": deployment.model_version,
-        "revision": deployment.revision,
-        "url": deployment.url,
-    }
+    return [documents.deployment(found) for found in deployments(target=target)]
 
 
 def log(name: str, target: str) -> list[str]:

@@ -1,10 +1,15 @@
-"""Plain tables as text and as HTML: escaped, without scripts, readable without style, in the colours of the theme."""
+"""Plain tables as text and as HTML: escaped, without scripts, readable without style, in the colours of the theme.
+
+What is shown passes here, so what looks secret is masked here, and control characters are left out.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+
+from mlopsnb.masking import masked
 
 Row = Sequence[object]
 
@@ -89,7 +94,7 @@ class Pair:
 
 def cell(value: object) -> str:
     """Return *value* as HTML, escaped, with its line breaks."""
-    text = escape(str(value)).replace("\n", "<br>")
+    text = escape(masked(str(value))).replace("\n", "<br>")
     if isinstance(value, Code | Link):
         link = f'a href="{text}" target="_blank" rel="noopener"'
         tag = f'code style="{_CODE}"' if isinstance(value, Code) else link
@@ -116,11 +121,11 @@ def cell(value: object) -> str:
 
 
 def card(title: object, *parts: str, role: str = "", wide: bool = False) -> str:
-    """Return a titled block of HTML *parts*. *role* is its ARIA role, if it has one.
+    """Return a titled block of HTML *parts*. *role* is its ARIA role; without, it is a group that has the title's name.
 
     It is as wide as text is read well, or *wide*: as its content, which scrolls where there is no room.
     """
-    attributes = f' role="{role}"' if role else ""
+    attributes = f' role="{role}"' if role else f' role="group" aria-label="{escape(masked(str(title)))}"'
     head = f'<div style="padding:2px 0 3px 0"><strong>{cell(title)}</strong></div>'
     style = _CARD.replace("max-width:60em", "overflow-x:auto") if wide else _CARD
     return f'<div{attributes} style="{style}">{head}{"".join(parts)}</div>'
@@ -135,7 +140,8 @@ def preformatted(text: str, *, label: str) -> str:
     """Return *text* in the code font as it is, in a box that scrolls and can be reached by keyboard."""
     style = f"{_MONO};white-space:pre-wrap;overflow-wrap:anywhere;max-height:32em;overflow:auto;margin:0"
     return (
-        f'<pre role="region" aria-label="{escape(label)}" tabindex="0" style="{style}">{escape(text)}</pre>'
+        f'<pre role="region" aria-label="{escape(label)}" tabindex="0" style="{style}">'
+        f"{escape(masked(text))}</pre>"
     )
 
 
@@ -171,7 +177,7 @@ def _html_row(row: Row, *, named_rows: bool) -> str:
 
 def text_table(rows: Iterable[Row], header: Sequence[str] = ()) -> str:
     """Return the same table as aligned text."""
-    lines = [[str(v) for v in row] for row in ([header, *rows] if header else rows)]
+    lines = [[masked(str(v)) for v in row] for row in ([header, *rows] if header else rows)]
     if not lines:
         return ""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]

@@ -21,6 +21,7 @@ from urllib.parse import urlencode
 
 from mlopsnb.errors import DeployError, nearest
 from mlopsnb.extras import need
+from mlopsnb.targets import kubeconfig
 from mlopsnb.targets.cluster_errors import ClusterUnreachable, Doing, Rejected, translated
 
 Object = dict[str, Any]
@@ -374,7 +375,7 @@ class Watching:
 
 def _kubeconfig(context: str) -> str:
     """Return the files of the kubeconfig, as the variable KUBECONFIG has them; nothing if the pod's own account counts."""
-    files = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
+    files = kubeconfig.files()
     if any(Path(path).expanduser().is_file() for path in files.split(os.pathsep) if path):
         return files
     if not context and (_INSIDE / "token").is_file() and "KUBERNETES_SERVICE_HOST" in os.environ:

@@ -329,6 +329,9 @@ def test_a_model_is_deployed_from_a_cell_and_everything_is_shown(environment, tm
         "dep.history()",
         "%logs my-model --tail 5",
         "%undeploy my-model",
+        "dep = %deploy my_model --no-wait",
+        "dep.wait(300);",
+        "%undeploy my-model;",
     ]
     try:
         book = run_notebook(cells, environment, tmp_path)
@@ -358,6 +361,8 @@ def test_a_model_is_deployed_from_a_cell_and_everything_is_shown(environment, tm
     assert "models:/my-model/2" in book.cells[7].outputs[-1].data["text/html"]
     assert "<pre" in book.cells[8].outputs[-1].data["text/html"]
     assert "✓ %undeploy my-model: done" in book.cells[9].outputs[0].data["text/plain"]
+    [waited_for] = book.cells[10].outputs  # the card of that cell, when a later one has ended
+    assert "✓ %deploy my_model: done in" in waited_for.data["text/plain"]
     everything = [o for c in book.cells for o in c.outputs]
     assert not any(WIDGET in o.get("data", {}) for o in everything)
     assert not any(o.output_type == "stream" for o in everything)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mlopsnb import cli, deployment
+from mlopsnb.background import Detached
 from mlopsnb.cleaning import Cleanup
 from mlopsnb.errors import DeployError, GateRejected, UserError
 from mlopsnb.monitoring.retraining import Retrain
@@ -97,10 +98,11 @@ def test_verbs_of_a_deployment(handle, capsys):
     assert cli.main(["scale", "m", "2"]) == 0
     handle.answer = np.array([[1.5]])
     assert cli.main(["predict", "m", "[[1, 2]]"]) == 0
-    handle.answer = {"y": np.array([1])}
+    handle.answer = {"y": np.array([np.nan])}
     assert cli.main(["predict", "m", "[[1, 2]]"]) == 0
     handle.answer = "a log"
     assert cli.main(["logs", "m", "--tail", "5"]) == 0
+    assert cli.main(["logs", "m", "--json"]) == 0
     assert handle.calls == [
         ("m", "docker"),
         ("rollback", (), {"to": 3}),
@@ -109,14 +111,40 @@ def test_verbs_of_a_deployment(handle, capsys):
         *[("m", None), ("predict", ([[1, 2]],), {})] * 2,
         ("m", None),
         ("logs", (), {"tail": 5}),
+        ("m", None),
+        ("logs", (), {}),
     ]
-    assert capsys.readouterr().out == '[[1.5]]\n{"y": [1]}\na log\n'
+    assert capsys.readouterr().out == '[[1.5]]\n{"y": [null]}\na log\n{"lines": ["a log"]}\n'
 
 
 def test_records_are_text(twin, capsys):
     twin("mlopsnb.cleaning", "cleanup", Cleanup(deployments=(("m on docker", "deployed 9.0 d ago"),)))
     assert cli.main(["cleanup", "--older-than", "7d"]) == 0
     assert capsys.readouterr().out == "1 deployment removed\n  m on docker  deployed 9.0 d ago\n"
+
+
+def test_a_terminal_knows_no_background():
+    with pytest.raises(SystemExit):
+        cli.main(["deploy", "models:/m/3", "--no-wait"])
+
+
+def test_what_a_second_interrupt_leaves_is_waited_for(twin, capsys):
+    """The thread that restores would end with the process."""
+    waited = []
+
+    class Restoring:
+        name, state, restores, error = "m", "cancelled", True, None
+
+        def join(self):
+            waited.append(1)
+
+        def follow(self, told, ended):
+            ended(self)
+
+    twin("mlopsnb.flow", "deploy", Detached(Restoring()))
+    assert cli.main(["deploy", "models:/m/3"]) == 130
+    assert waited == [1]
+    assert "what served 'm' before is still being restored; one more" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

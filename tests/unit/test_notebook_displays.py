@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import re
-from contextlib import contextmanager
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from gallery import Still
 
 from mlopsnb.cleaning import Cleanup
 from mlopsnb.deployment import Deployment
@@ -54,20 +54,6 @@ from mlopsnb.records import (
 from mlopsnb.rollout import Check, Forget, Gate, Scale, Shift, Start, Stop
 
 EVIL = "<script>alert('x')</script>"
-
-
-class Fixed:
-    """A target on which one release stands still, and nothing answers."""
-
-    def __init__(self, release):
-        self._release = release
-
-    def observe(self, name):
-        return self._release
-
-    @contextmanager
-    def reach(self, name, revision_id):
-        yield next(r.address for r in self._release.revisions if r.id == revision_id)
 
 
 class Words(HTMLParser):
@@ -197,7 +183,7 @@ def deployment():
     release = Release(
         name="fraud", target="process", revisions=REVISIONS, weights={2: 100}, url="http://127.0.0.1:1"
     )
-    return Deployment("fraud", Fixed(release), "process")
+    return Deployment("fraud", Still(release), "process")
 
 
 def test_deployment(deployment):
@@ -221,11 +207,11 @@ def test_a_hubs_server_shows_the_page_of_what_runs_beside_it(deployment, monkeyp
     elsewhere = Release(
         name="fraud", target="kubernetes", revisions=REVISIONS, weights={2: 100}, url="http://h:1"
     )
-    assert "proxy" not in deployment_text(Deployment("fraud", Fixed(elsewhere), "kubernetes"))
+    assert "proxy" not in deployment_text(Deployment("fraud", Still(elsewhere), "kubernetes"))
 
 
 def test_a_deployment_that_is_gone():
-    gone = Deployment("fraud", Fixed(Release(name="fraud", target="process")), "process")
+    gone = Deployment("fraud", Still(Release(name="fraud", target="process")), "process")
     assert deployment_text(gone) == (
         "Deployment fraud\n  state     ○ deleted\n  target    process\n  model     none\n  revision  none"
     )
@@ -286,7 +272,7 @@ def test_plan():
 def test_a_deployment_with_a_canary_says_who_gets_what():
     both = tuple(replace(r, state="running") for r in REVISIONS)
     release = Release(name="fraud", target="docker", revisions=both, weights={1: 90, 2: 10}, url="http://h:1")
-    text = deployment_text(Deployment("fraud", Fixed(release), "docker"))
+    text = deployment_text(Deployment("fraud", Still(release), "docker"))
     assert "traffic       revision 1 (stable): 90 %, revision 2 (canary): 10 %\n" in text
 
 

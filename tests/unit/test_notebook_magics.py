@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -127,6 +128,36 @@ def test_a_semicolon_silences(run, twin):
     result, said = run("%log_model art --name n;", art="A")
     assert (result.result, said.stdout) == (None, "")
     assert len(calls) == 1
+
+
+def test_the_result_goes_into_a_variable_too(run, twin):
+    twin("mlopsnb.flow", "log", "the version")
+    result, _ = run("%log_model art --name n -o kept", art="A")
+    assert result.result == "the version"
+    assert run("%log_model art --name n -o silent;")[0].result is None
+    assert run("(kept, silent)")[0].result == ("the version", "the version")
+    calls = twin("mlopsnb.flow", "log")
+    assert "-o takes the name of a variable, found '1x'" in run("%log_model art --name n -o 1x")[1].stdout
+    assert calls == []
+
+
+def test_json_is_one_document_and_nothing_else(run, twin):
+    listed = run("%deployments --json -o none")
+    assert json.loads(listed[1].stdout) == {"deployments": [], "rollouts": []}
+    assert (listed[0].result, listed[1].stderr) == (None, "")
+    assert run("none")[0].result == ()
+    twin("mlopsnb.deployment", "get", Named("a\x1b[31m", {"y": np.array([[np.nan, np.inf], [1, 2.5]])}))
+    assert json.loads(run("%predict net 1 --json")[1].stdout) == {"y": [[None, None], [1.0, 2.5]]}
+
+
+class Named:
+    """A deployment that answers all with the same."""
+
+    def __init__(self, name, answer):
+        self.name, self._answer = name, answer
+
+    def predict(self, x):
+        return self._answer
 
 
 def test_local_names_of_a_function(run, twin):
@@ -327,6 +358,13 @@ def complete(ip, line):
     """Return what the line is completed to, as a front end does it."""
     with provisionalcompleter():
         return sorted(line[: c.start] + c.text for c in ip.Completer.completions(line, len(line)))
+
+
+def test_what_the_magics_have_seen_is_offered(run, ip, twin, monkeypatch):
+    monkeypatch.setattr("mlopsnb.tracking.listing.models", lambda: ())
+    twin("mlopsnb.flow", "log", SimpleNamespace(uri="models:/fraud/7"))
+    run("%log_model art --name fraud", art="A")
+    assert complete(ip, "%deploy models:/fraud/") == ["%deploy models:/fraud/7"]
 
 
 def test_completion_of_options_values_and_variables(ip):

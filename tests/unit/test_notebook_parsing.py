@@ -5,6 +5,7 @@ import inspect
 import numpy as np
 import pytest
 
+from mlopsnb.notebook.arguments import OUT
 from mlopsnb.notebook.grammar import (
     DEPLOY,
     DEPLOYMENTS,
@@ -40,6 +41,16 @@ def test_deploy():
         "timeout": 2.5,
         "dry_run": True,
     }
+
+
+def test_what_is_not_waited_for():
+    assert values(DEPLOY, "model --no-wait --timeout 5", model="M") == {
+        "what": "M",
+        "wait": False,
+        "timeout": 5.0,
+    }
+    with pytest.raises(UsageError, match="did you mean '--no-wait'"):
+        parse(DEPLOY, "model --nowait")
 
 
 def test_addresses_are_text():
@@ -166,6 +177,18 @@ def test_options_are_the_parameters_of_the_function(verb):
     assert all(parameters[name].default is not inspect.Parameter.empty for name in optional)
 
 
+def test_every_verb_that_returns_something_takes_a_variable_and_every_one_that_reads_json():
+    assert {v.name for v in VERBS.values() if "-o" not in [o.flag for o in v.all_options]} == {"undeploy"}
+    reads = {v.name for v in VERBS.values() if "--json" in [o.flag for o in v.all_options]}
+    assert reads == {"attach", "deployments", "drift", "logs", "metrics", "predict"}
+    assert values(DEPLOYMENTS, "-o listed --json") == {}
+    for name in ("1x", "a.b", "class", "x y", ""):
+        with pytest.raises(UsageError, match="-o takes the name of a variable"):
+            read(OUT, name, Scope({}))
+    with pytest.raises(UsageError, match="has no option --json"):
+        parse(DEPLOY, "model --json")
+
+
 @pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
 def test_examples_in_the_help_parse(verb):
     for example in verb.examples:
@@ -184,6 +207,8 @@ def test_help_text():
         "  --tail TAIL          only the last lines\n"
         "  --revision REVISION  the revision to read; the one that serves if left out\n"
         "  --target TARGET      where it runs; the setting `target` if left out\n"
+        "  -o NAME              keep the result in a variable of the notebook, as NAME = %… does\n"
+        "  --json               print the result as one JSON document, and nothing else\n"
         "\n"
         "examples:\n"
         "  %logs fraud --tail 50\n"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from mlopsnb import plugins, rollout
 from mlopsnb.errors import MlopsnbError, UserError, telling_line
+from mlopsnb.masking import masked
 from mlopsnb.monitoring import prometheus
 from mlopsnb.monitoring.replicas import live_drift
 from mlopsnb.monitoring.sampling import Sampler
@@ -22,7 +23,6 @@ from mlopsnb.monitoring.traffic import PAGES
 from mlopsnb.notebook.dashboard import model
 from mlopsnb.notebook.dashboard.actions import REPLICAS
 from mlopsnb.notebook.dashboard.model import Board, Drift, Key, Look, Row
-from mlopsnb.notebook.status import masked
 from mlopsnb.settings import settings
 
 if TYPE_CHECKING:

@@ -12,13 +12,13 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from mlopsnb import rollout
+from mlopsnb.masking import masked
 from mlopsnb.monitoring.counting import FIGURES, figure_text
 from mlopsnb.monitoring.pictures import sparkline
 from mlopsnb.monitoring.report import SYMBOLS
 from mlopsnb.monitoring.traffic import span_text
 from mlopsnb.notebook.dashboard.model import DRAWN, RECENT, recent
 from mlopsnb.notebook.displays import state_badge
-from mlopsnb.notebook.status import masked
 from mlopsnb.notebook.tables import (
     Badge,
     Code,
