@@ -252,9 +252,8 @@ def deploy(
     with background.hold(backend, key) as hold:
         scratch = Path(hold.kept.enter_context(tempfile.TemporaryDirectory(prefix="mlopsnb-")))
         given = what
-        if not shipping.is_image(
-            what, delivery
-        ):  # all that reads the caller's objects, which may change later
+        # All that reads the caller's objects is done now: they may change later.
+        if not shipping.is_image(what, delivery):
             given = _version(
                 what, name=name, example=example, reference=reference, metrics=metrics, format=format
             )
