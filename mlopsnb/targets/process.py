@@ -268,6 +268,7 @@ class _Launch:
                         (os.POSIX_SPAWN_DUP2, log, 2),
                         (os.POSIX_SPAWN_DUP2, write, _CHILD_READY_FD),
                         (os.POSIX_SPAWN_DUP2, alive, _CHILD_ALIVE_FD),
+                        *((os.POSIX_SPAWN_CLOSE, fd) for fd in _left_to_children()),
                     ],
                     setsid=True,
                     setsigmask=[],
@@ -369,6 +370,17 @@ def _go_on_counting(files: ReleaseFiles, release: Release, revision: Revision) -
             with contextlib.suppress(OSError):  # it begins anew
                 shutil.copytree(counted, files.revision(revision.id).profile)
             return
+
+
+def _left_to_children() -> Iterator[int]:
+    """Yield the descriptors of others that a child would get, besides those that it has for itself.
+
+    A shell leaves us some. A server that kept them would hold locks and pipes for as long as it runs.
+    """
+    for fd in sorted(int(entry.name) for entry in os.scandir("/dev/fd")):
+        with contextlib.suppress(OSError):  # closed meanwhile
+            if fd > _CHILD_ALIVE_FD and os.get_inheritable(fd):
+                yield fd
 
 
 def _above(fd: int) -> int:

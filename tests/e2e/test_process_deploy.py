@@ -405,6 +405,16 @@ class Tripled(torch.nn.Module):
         return torch.stack([x.sum(dim=1), x.sum(dim=1), x.sum(dim=1)], dim=1)
 
 
+def test_a_server_holds_nothing_of_the_shell_that_we_were_started_from(state):
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    os.set_inheritable(write, True)
+    ml.deploy(Net(), name="own", example=X)
+    os.close(write)
+    assert os.read(read, 1) == b""  # the end: nobody has it
+    os.close(read)
+
+
 def test_a_cache_and_a_fallback_stay_with_the_revision(state, tmp_path):
     model, rows = Net(), X.astype("float32")
     spare = ml.export(Tripled(), rows[:5], into=tmp_path / "spare")
