@@ -222,6 +222,7 @@ def _measure(
         command.argv, env=dict(command.env), cwd=folder, log=folder / "server.log", silent=command.silent
     ) as process:
         ready = process.wait_ready(command.url, bodies[0], ask=_ask(case))
+        process.wait_started()
         _check(command, case, bodies)
         _load(command, case, bodies[0], _WARM_UP, 1, process)
         loads = tuple(_load(command, case, bodies[0], c, seconds, process) for c in CONCURRENCIES)

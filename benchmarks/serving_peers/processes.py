@@ -20,6 +20,9 @@ Ask = Callable[..., tuple[int, bytes]]
 
 JSON = {"Content-Type": "application/json"}
 _GRACE_SECONDS = 10
+_START_SECONDS = 20
+_REST_SECONDS, _RESTS, _REST_SHARE = 0.25, 3, 0.1
+"""A server rests if for so long, so often in a row, it takes no more than this share of a processor."""
 
 
 class CannotServe(Exception):
@@ -67,6 +70,17 @@ class Running:
         raise CannotServe(
             f"no good answer in {READY_SECONDS} s; last {last}; its log ends: {self.last_words()}"
         )
+
+    def wait_started(self) -> None:
+        """Wait until the tree rests: one that answers may still be starting workers, which is not to be measured."""
+        end = time.perf_counter() + _START_SECONDS
+        before = self.cpu_seconds()
+        rests = 0
+        while rests < _RESTS and time.perf_counter() < end:
+            time.sleep(_REST_SECONDS)
+            now = self.cpu_seconds()
+            rests = rests + 1 if now - before < _REST_SHARE * _REST_SECONDS else 0
+            before = now
 
     def last_words(self) -> str:
         lines = [x for x in self._log.read_text(errors="replace").splitlines() if x.strip()]
