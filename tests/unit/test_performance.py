@@ -24,7 +24,7 @@ def scored(rows, seed=0, shift=0.0):
     return scores, (rng.random(rows) < 0.1 + 0.8 * scores).astype(int)
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(SEEDS, some.integers(2, 200))
 def test_calibration_is_sklearns(seed, rows):
     scores, labels = scored(rows, seed)
@@ -33,7 +33,7 @@ def test_calibration_is_sklearns(seed, rows):
     assert pf.calibrate(scores, labels)(asked) == pytest.approx(theirs.predict(asked), abs=1e-9)
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(SEEDS, some.integers(10, 300))
 def test_realised_metrics_are_sklearns(seed, rows):
     scores, labels = scored(rows, seed)
@@ -78,7 +78,7 @@ def scored_classes(rows, seed=0, shift=0.0):
     return said, (rng.random((rows, 1)) > true.cumsum(axis=1)).sum(axis=1)
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(SEEDS, some.integers(60, 300))
 def test_realised_metrics_of_several_classes_are_sklearns(seed, rows):
     scores, labels = scored_classes(rows, seed)
