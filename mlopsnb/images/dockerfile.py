@@ -95,7 +95,7 @@ def _base(base: str, apt: Sequence[str], steps: Sequence[str]) -> Iterator[str]:
         yield (
             "RUN apt-get update \\\n"
             f" && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends {' '.join(apt)} \\\n"
-            " && rm -rf /var/lib/apt/lists/*"
+            " && rm -rf /var/cache/apt/* /var/lib/apt/lists/*"
         )
     for step in steps:
         if re.match(r"\s*(FROM\b|#)", step, re.IGNORECASE) or not step.strip():

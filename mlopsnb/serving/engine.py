@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from mlopsnb.serving import batcher, cpu, tuning
@@ -43,20 +44,28 @@ _log = logging.getLogger("mlopsnb.serving")
 class Instances:
     """The models and as many threads that call them, unless one is called inline. None is called twice at a time.
 
-    The threads share one line of batches, so that whichever is done first takes the next at once.
+    The threads share one line of batches, so that whichever is done first takes the next at once. The first model
+    serves while the threads load the others, which join it.
     """
 
     def __init__(self, package: Package, count: int, threads: int, model: Model) -> None:
         self._threads = ThreadPoolExecutor(
             count, thread_name_prefix="model", initializer=tuning.set_threads, initargs=(threads,)
         )
+        self.models = [model]
+        self._free: SimpleQueue[Model] = SimpleQueue()
+        self._free.put(model)
+        for _ in range(count - 1):
+            self._threads.submit(self._join, package, threads)
+
+    def _join(self, package: Package, threads: int) -> None:
         try:
-            others = (self._threads.submit(Model.load, package, threads) for _ in range(count - 1))
-            self.models = [model, *(other.result() for other in others)]
-        except BaseException:
-            self.close()
-            raise
-        self._free = list(self.models)
+            another = Model.load(package, threads)
+        except Exception as exc:  # noqa: BLE001  those that are there go on
+            _log.error("another instance of the model cannot be loaded\n%s", stack(exc))
+            return
+        self.models.append(another)
+        self._free.put(another)
 
     def start(
         self, batch: Batch, done: Callable[[Batch, Ran], None], loop: asyncio.AbstractEventLoop
@@ -64,10 +73,10 @@ class Instances:
         """Run *batch* in a thread, but for what is settled by then; then call *done* on *loop* with what was run."""
 
         def run() -> None:
-            model = self._free.pop()  # there are as many as threads
+            model = self._free.get()
             alive = [piece for piece in batch if not piece.job.settled]
             ran = _run(model, alive)
-            self._free.append(model)
+            self._free.put(model)
             loop.call_soon_threadsafe(done, alive, ran)
 
         self._threads.submit(run)

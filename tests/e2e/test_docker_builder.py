@@ -30,19 +30,17 @@ def test_own_steps_are_in_the_image_below_ours(fresh, engine):
     assert engine.images.get(image.id).attrs["Config"]["User"] == "65532:65532"
 
 
-def test_debian_packages_are_installed_below_ours_or_told_by_name(fresh, engine):
-    """The first build tells whether containers reach a mirror of Debian at all."""
-    before = leftovers(engine)
-    with pytest.raises(BuildError) as caught:
-        Docker(apt=["no-such-package"]).build(fresh, ENGINE)
-    if any(words in caught.value.message for words in ("Failed to fetch", "Temporary failure resolving")):
-        pytest.skip("containers of this engine reach no mirror of Debian")
-    assert "Unable to locate package no-such-package" in caught.value.message
-    assert leftovers(engine) <= before
-    image = Docker(apt=["hello"]).build(fresh, ENGINE)
+def test_debian_packages_are_installed_below_ours(fresh, engine):
+    try:
+        image = Docker(apt=["hello"]).build(fresh, ENGINE)
+    except BuildError as exc:
+        if any(words in exc.message for words in ("Failed to fetch", "Temporary failure resolving")):
+            pytest.skip("containers of this engine reach no mirror of Debian")
+        raise
     assert engine.containers.run(image.id, entrypoint="/usr/bin/hello", remove=True) == b"Hello, world!\n"
-    lists = engine.containers.run(image.id, ["-A", "/var/lib/apt/lists"], entrypoint="/bin/ls", remove=True)
-    assert lists == b"", "the index of packages is of no use there"
+    command = ["-A", "/var/lib/apt/lists", "/var/cache/apt"]
+    left = engine.containers.run(image.id, command, entrypoint="/bin/ls", remove=True)
+    assert left.split() == [b"/var/cache/apt:", b"/var/lib/apt/lists:"], "what apt keeps is of no use there"
 
 
 def test_a_base_that_only_the_engine_has(fresh, engine, base_image):

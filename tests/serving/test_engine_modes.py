@@ -123,6 +123,17 @@ def test_requests_gather_while_all_instances_are_busy(engine, model):
     assert model.calls == [(1, 2), (8, 2), (8, 2), (4, 2)]
 
 
+def test_an_instance_that_cannot_be_loaded_leaves_the_first_to_serve(engine, model, caplog):
+    served = engine(inline=False, instances=2)  # the package that would be loaded again is none
+
+    async def run():
+        return await all_of(*(ask(served, n) for n in range(20)))
+
+    assert asyncio.run(run()) == [[2.0 * n] for n in range(20)]
+    served._instances._threads.shutdown(wait=True)
+    assert "another instance of the model cannot be loaded" in caplog.text
+
+
 def test_a_large_request_is_cut_and_its_answers_joined(engine, model):
     served = engine()
     assert asyncio.run(ask(served, *range(19))) == [2.0 * n for n in range(19)]
