@@ -105,7 +105,7 @@ def test_python_blocks_compile_and_call_what_there_is(page):
                 found = getattr(owner, function.attr)
                 if isinstance(node, ast.Call):
                     known = inspect.signature(found).parameters
-                    assert {k.arg for k in node.keywords} <= set(known), ast.unparse(node)
+                    assert {k.arg for k in node.keywords if k.arg} <= set(known), ast.unparse(node)
 
 
 @each_page
