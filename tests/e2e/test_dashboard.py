@@ -138,7 +138,7 @@ def test_a_dashboard_moves_shows_one_and_rolls_back_only_when_it_was_confirmed(l
 
     opened.run_cell(1)
     expect(page.get_by_role("button", name="Close the dashboard")).to_have_count(1)
-    page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
+    page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.shutdown()")
     expect(page.locator(f"{OUTPUT} .jupyter-widgets")).to_have_count(0)
     expect(row).to_contain_text("revision 3")
     assert opened.wrong == []

@@ -80,7 +80,7 @@ class Dashboard:
             if Dashboard._live is not None:
                 Dashboard._live.close()
             Dashboard._live = self
-            # A kernel that ends or restarts leaves what needs none; registered late, this runs before its channels close.
+            # A kernel that is shut down leaves what needs none; registered late, this runs before its channels close.
             atexit.register(self.close)
             self._panel = Panel(self._targets, every=EVERY, closed=self.close)
             try:
