@@ -22,7 +22,7 @@ from mlopsnb.targets import gateway_manifests as gateway
 from mlopsnb.targets.cluster import Cluster, Object
 from mlopsnb.targets.cluster_addresses import Addresses
 from mlopsnb.targets.cluster_claims import Claim
-from mlopsnb.targets.cluster_errors import Forbidden
+from mlopsnb.targets.cluster_errors import Forbidden, Rejected
 from mlopsnb.targets.cluster_history import Entry, History
 from mlopsnb.targets.cluster_seen import Seen, look
 from mlopsnb.targets.forwarding import Forward
@@ -281,12 +281,15 @@ class Kubernetes:
         self._ready(name, seen, number, manifests.least(new.workload), timeout, join=False)
         self._cluster.apply(gateway.own_service(name, new))
         self._await_endpoints(workload_name(name, number), name, [number])
-        stored = self._cluster.apply(gateway.beside(plain, name, new, match, told))
-        if match.kind == "session" and "sessionPersistence" not in stored["spec"]["rules"][0]:
+        try:
+            self._cluster.apply(gateway.beside(plain, name, new, match, told))
+        except Rejected as exc:
+            if "sessionPersistence" not in exc.message:
+                raise
             raise DeployError(
-                "match='session:…' needs HTTPRoute's field sessionPersistence, which the Gateway API of this cluster lacks",
+                f"match={told!r} needs HTTPRoute's field sessionPersistence, which the Gateway API of this cluster lacks",
                 hint="ask the administrator for its experimental channel, or match a header: match='header:X-Group=b'",
-            )
+            ) from exc
 
     def _turn_over(
         self, name: str, seen: Seen, new: Revision, count: int, exc: NotReady, timeout: float
