@@ -245,8 +245,6 @@ class Kubernetes:
         self._cluster.apply(manifests.service(name, top, pinned=not shared))
         self._await_endpoints(name, name, weights)
         self._surround(name, top, shared=shared)
-        for number in seen.routes:  # the route has let go of it by now
-            self._cluster.delete("v1", "Service", workload_name(name, number))
         for number, count in _smaller(seen, counts, shared=shared).items():
             resize(self._cluster, name, number, count)
         self._history(name).update(lambda s: replace(s, weights=dict(weights)))
@@ -372,10 +370,11 @@ class Kubernetes:
             history.update(lambda s: s.with_failed(number, lines))
         else:
             history.update(lambda s: s.with_revision(number, state="stopped"))
-        for api, kind in (("v1", "Service"), ("apps/v1", "Deployment")):
-            self._cluster.delete(api, kind, workload_name(name, number))
+        self._cluster.delete("apps/v1", "Deployment", workload_name(name, number))
         with contextlib.suppress(TimeoutError):
             cluster_pods.await_ending(self._cluster, name, _ENDING_SECONDS, number)
+        # If it stood beside another one: a Gateway may need a moment to hear that its route has changed.
+        self._cluster.delete("v1", "Service", workload_name(name, number))
 
     def _forget(self, name: str, timeout: float) -> None:
         self._addresses.close(name)
