@@ -22,7 +22,7 @@ from mlopsnb.targets import gateway_manifests as gateway
 from mlopsnb.targets.cluster import Cluster, Object
 from mlopsnb.targets.cluster_addresses import Addresses
 from mlopsnb.targets.cluster_claims import Claim
-from mlopsnb.targets.cluster_errors import Forbidden
+from mlopsnb.targets.cluster_errors import Forbidden, Rejected
 from mlopsnb.targets.cluster_history import Entry, History
 from mlopsnb.targets.cluster_seen import Seen, look
 from mlopsnb.targets.forwarding import Forward
@@ -245,8 +245,6 @@ class Kubernetes:
         self._cluster.apply(manifests.service(name, top, pinned=not shared))
         self._await_endpoints(name, name, weights)
         self._surround(name, top, shared=shared)
-        for number in seen.routes:  # the route has let go of it by now
-            self._cluster.delete("v1", "Service", workload_name(name, number))
         for number, count in _smaller(seen, counts, shared=shared).items():
             resize(self._cluster, name, number, count)
         self._history(name).update(lambda s: replace(s, weights=dict(weights)))
@@ -281,12 +279,15 @@ class Kubernetes:
         self._ready(name, seen, number, manifests.least(new.workload), timeout, join=False)
         self._cluster.apply(gateway.own_service(name, new))
         self._await_endpoints(workload_name(name, number), name, [number])
-        stored = self._cluster.apply(gateway.beside(plain, name, new, match, told))
-        if match.kind == "session" and "sessionPersistence" not in stored["spec"]["rules"][0]:
+        try:
+            self._cluster.apply(gateway.beside(plain, name, new, match, told))
+        except Rejected as exc:
+            if "sessionPersistence" not in exc.message:
+                raise
             raise DeployError(
-                "match='session:…' needs HTTPRoute's field sessionPersistence, which the Gateway API of this cluster lacks",
+                f"match={told!r} needs HTTPRoute's field sessionPersistence, which the Gateway API of this cluster lacks",
                 hint="ask the administrator for its experimental channel, or match a header: match='header:X-Group=b'",
-            )
+            ) from exc
 
     def _turn_over(
         self, name: str, seen: Seen, new: Revision, count: int, exc: NotReady, timeout: float
@@ -369,10 +370,11 @@ class Kubernetes:
             history.update(lambda s: s.with_failed(number, lines))
         else:
             history.update(lambda s: s.with_revision(number, state="stopped"))
-        for api, kind in (("v1", "Service"), ("apps/v1", "Deployment")):
-            self._cluster.delete(api, kind, workload_name(name, number))
+        self._cluster.delete("apps/v1", "Deployment", workload_name(name, number))
         with contextlib.suppress(TimeoutError):
             cluster_pods.await_ending(self._cluster, name, _ENDING_SECONDS, number)
+        # If it stood beside another one: a Gateway may need a moment to hear that its route has changed.
+        self._cluster.delete("v1", "Service", workload_name(name, number))
 
     def _forget(self, name: str, timeout: float) -> None:
         self._addresses.close(name)

@@ -386,7 +386,6 @@ def route(name: str, revision: Revision, traits: Traits) -> Object | None:
     if revision.workload.expose != "gateway":
         return None
     backend = {
-        "group": "",
         "kind": "Service",
         "name": name,
         "port": revision.port or SERVICE_PORT,

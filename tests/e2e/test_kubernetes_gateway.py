@@ -35,7 +35,7 @@ def here(space, monkeypatch, base_image):
 
 
 def backend(name, **more):
-    return {"group": "", "kind": "Service", "name": name, "port": 80, **more}
+    return {"kind": "Service", "name": name, "port": 80, **more}
 
 
 PATH = {"path": {"type": "PathPrefix", "value": "/"}}
