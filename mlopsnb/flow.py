@@ -6,7 +6,8 @@ Data goes forward: no step holds the one before it. Steps report `Event`s and pr
 from __future__ import annotations
 
 import tempfile
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -248,29 +249,63 @@ def deploy(
     spare = _found_fallback(fallback, delivery, chosen.target)
     if dry_run:
         return _plan(backend, name, draft, how, Cargo(source=_describe(what), digest=""))
-    key = background.key(chosen.target, name)
-    with background.hold(backend, key) as hold:
-        scratch = Path(hold.kept.enter_context(tempfile.TemporaryDirectory(prefix="mlopsnb-")))
-        given = what
-        # All that reads the caller's objects is done now: they may change later.
-        if not shipping.is_image(what, delivery):
-            given = _version(
-                what, name=name, example=example, reference=reference, metrics=metrics, format=format
-            )
-
-        def roll_out() -> None:
-            cargo = _cargo(given, delivery, name=name, target=chosen.target, scratch=scratch)
-            plan = _plan(backend, name, _with_fallback(draft, spare, scratch), how, cargo)
-            new = next(a.revision for a in plan if isinstance(a, rollout.Start))
-            named = isinstance(what, str | ModelVersion)
-            if force or not strategies.keep(backend.observe(name), new, named=named):
-                execute(hold, plan, timeout=chosen.timeout)
-
-        if wait:
-            roll_out()
-        else:
-            hold.go_on(roll_out)
+    order = _Order(
+        backend=backend,
+        target=chosen.target,
+        name=name,
+        delivery=delivery,
+        draft=draft,
+        spare=spare,
+        how=how,
+        force=force,
+        timeout=chosen.timeout,
+    )
+    order.carry_out(what, wait=wait, example=example, reference=reference, metrics=metrics, format=format)
     return Deployment(name, backend, chosen.target)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Order:
+    """What `deploy` was asked for, read and checked."""
+
+    backend: Target
+    target: str
+    name: str
+    delivery: Delivery
+    draft: Revision
+    spare: Artifact | ModelVersion | None
+    how: strategies.Strategy
+    force: bool
+    timeout: float
+
+    def carry_out(self, what: object, *, wait: bool, **given: Any) -> None:
+        """Bring *what* to where it serves. What reads the caller's objects, which may change later, is done on return."""
+        with background.hold(self.backend, background.key(self.target, self.name)) as hold:
+            scratch = Path(hold.kept.enter_context(tempfile.TemporaryDirectory(prefix="mlopsnb-")))
+            is_image = shipping.is_image(what, self.delivery)
+            brought = what if is_image else _version(what, name=self.name, **given)
+            named = isinstance(what, str | ModelVersion)
+            work = partial(self._roll_out, hold, brought, named=named, scratch=scratch)
+            if wait:
+                work()
+            else:
+                hold.go_on(work)
+
+    def _roll_out(self, hold: background.Hold, brought: Any, *, named: bool, scratch: Path) -> None:
+        """Serve an image, or a version with its package if that is here; nothing, if it serves already."""
+        if isinstance(brought, tuple):
+            version, artifact = brought
+            cargo = shipping.of_version(version, artifact, self.delivery, name=self.name, scratch=scratch)
+        else:
+            cargo = shipping.of_image(brought, self.delivery, target=self.target)
+        draft = self.draft
+        if (spare := self.spare) is not None:
+            found = spare if isinstance(spare, Artifact) else fetch(spare, scratch / "fallback")
+            draft = replace(draft, fallback=found.path)
+        plan = _plan(self.backend, self.name, draft, self.how, cargo)
+        new = next(a.revision for a in plan if isinstance(a, rollout.Start))
+        if self.force or not strategies.keep(self.backend.observe(self.name), new, named=named):
+            execute(hold, plan, timeout=self.timeout)
 
 
 def _check_capture(draft: Revision, delivery: Delivery, target: str) -> None:
@@ -279,21 +314,6 @@ def _check_capture(draft: Revision, delivery: Delivery, target: str) -> None:
             f"target {target!r} captures no rows: their files would be in a container, and end with it",
             hint="leave capture out, deploy to target='process', or start the image with --capture and a volume",
         )
-
-
-def _cargo(given: Any, delivery: Delivery, *, name: str, target: str, scratch: Path) -> Cargo:
-    """Return what the target runs of *given*: a version with its package, if that is here, or else an image."""
-    if isinstance(given, tuple):
-        version, artifact = given
-        return shipping.of_version(version, artifact, delivery, name=name, scratch=scratch)
-    return shipping.of_image(given, delivery, target=target)
-
-
-def _with_fallback(draft: Revision, spare: Artifact | ModelVersion | None, scratch: Path) -> Revision:
-    if spare is None:
-        return draft
-    found = spare if isinstance(spare, Artifact) else fetch(spare, scratch / "fallback")
-    return replace(draft, fallback=found.path)
 
 
 def _found_fallback(what: object, delivery: Delivery, target: str) -> Artifact | ModelVersion | None:
