@@ -78,7 +78,7 @@ class Rollout:
         self._told: list[tuple[Event, float]] = []
         self._followers: list[tuple[Told, Callable[[Rollout], None]]] = []
         self._lock = threading.RLock()
-        self._over = False
+        self._over = self._ended = False
         self._done = threading.Event()
         self._cancelled = threading.Event()
         self._final = self.restores
@@ -96,7 +96,7 @@ class Rollout:
     @property
     def state(self) -> State:
         """How it stands."""
-        if not self._done.is_set():
+        if not self._ended:
             return "running"
         if self.error is None:
             return "succeeded"
@@ -150,7 +150,7 @@ class Rollout:
         with self._lock:
             for event, at in self._told:
                 told(event, at)
-            if not self._done.is_set():
+            if not self._ended:
                 self._followers.append((told, ended))
                 return
         ended(self)
@@ -183,12 +183,15 @@ class Rollout:
         self._held.close()
         with self._lock:
             self.error = self._cause
-            self._done.set()
+            self._ended = True
             followers, self._followers = self._followers, []
         if self.state == "failed" and not self._heard and not followers:
             _log.warning("the rollout of %r failed in the background: %s", self.name, self.reason)
-        for _, ended in followers:
-            ended(self)
+        try:
+            for _, ended in followers:
+                ended(self)
+        finally:
+            self._done.set()  # a cell that has waited ends with the card of the other one as it stays
 
     def _note(self, event: Event) -> None:
         """Keep *event* for those who come later, and tell those who are here."""

@@ -238,13 +238,16 @@ class Output:
 
     def __init__(self) -> None:
         self._id = uuid.uuid4().hex
-        self._open = False
+        self._open = self._released = False
 
     def put(self, bundle: dict[str, Any]) -> None:
         """Show *bundle*, MIME types and their data, in the place of what was shown before."""
         from IPython.display import display, update_display
 
-        if self._open:
+        if self._released:
+            # Programs that run notebooks hear only what is told to be of the cell that runs; the id says where it goes.
+            contextvars.Context().run(update_display, bundle, raw=True, display_id=self._id)
+        elif self._open:
             update_display(bundle, raw=True, display_id=self._id)
         else:
             self._open = True
@@ -269,6 +272,9 @@ class DisplayView:
 
     def release(self, cancel: Callable[[], None]) -> None:
         """Show it; an output has no button."""
+        if not self._open:
+            self._try_to_paint()
+        self._released = self._open
         self._throttle.request()
 
     def close(self, now: Snapshot) -> None:
