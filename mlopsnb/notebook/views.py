@@ -253,6 +253,10 @@ class Output:
             self._open = True
             display(bundle, raw=True, display_id=self._id)
 
+    def release(self) -> None:
+        """Let what is put from now on be of whatever cell runs then, though it goes where it went before."""
+        self._released = self._open
+
 
 class DisplayView:
     """An output that is updated in place through its display id.
@@ -262,7 +266,8 @@ class DisplayView:
 
     def __init__(self, now: Callable[[], Snapshot]) -> None:
         self._now = now
-        self._publish = Output().put
+        self._output = Output()
+        self._publish = self._output.put
         self._throttle = Throttle(self._try_to_paint)
         self._broken = False
 
@@ -272,9 +277,8 @@ class DisplayView:
 
     def release(self, cancel: Callable[[], None]) -> None:
         """Show it; an output has no button."""
-        if not self._open:
-            self._try_to_paint()
-        self._released = self._open
+        self._throttle.request()  # which opens it, if nothing has
+        self._output.release()
         self._throttle.request()
 
     def close(self, now: Snapshot) -> None:
