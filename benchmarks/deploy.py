@@ -140,7 +140,7 @@ class WithUs:
         """As above."""
         start = time.perf_counter()
         self._deployment = ml.deploy(
-            model(number), name=self._name, example=EXAMPLE, target="kubernetes", cpu=0.25, memory="1Gi"
+            model(number), name=self._name, example=EXAMPLE, target="kubernetes", memory="1Gi"
         )
         answers(self._deployment.url or "", self._name, wanted)
         return time.perf_counter() - start

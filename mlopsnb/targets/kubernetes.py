@@ -144,11 +144,13 @@ class Kubernetes:
 
     def logs(self, name: str, revision_id: int) -> Iterator[str]:
         """Yield the lines that the revision's pods have written so far; of one that failed, its last ones."""
-        found = cluster_pods.pods(self._cluster, name, revision_id)
-        if found:
-            yield from cluster_pods.logs(self._cluster, found)
-        elif entry := self._history(name).read().entries.get(revision_id):
+        entry = self._history(name).read().entries.get(revision_id)
+        if (
+            entry and entry.log
+        ):  # kept when it failed; its pods, where they have not ended yet, may have begun anew
             yield from entry.log
+        else:
+            yield from cluster_pods.logs(self._cluster, cluster_pods.pods(self._cluster, name, revision_id))
 
     @contextlib.contextmanager
     def reach(self, name: str, revision_id: int) -> Iterator[str]:

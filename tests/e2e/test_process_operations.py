@@ -104,7 +104,7 @@ def nothing_changes(dep, artifact):
 def refused(dep, artifact):
     """What this target cannot do is told before anything starts."""
     with pytest.raises(
-        ml.UserError, match="'process' gives all traffic to one revision.*\n.*gate="
+        ml.UserError, match="'process' gives all traffic of 'ops' to one revision.*\n.*gate="
     ) as caught:
         ml.deploy(artifact, name="ops", canary=10)
     assert not getattr(caught.value, "__notes__", ())
