@@ -417,7 +417,7 @@ def _grpc_port(release: Release, port: int | None) -> int | None:
 
 
 def _signal(files: RevisionFiles, number: signal.Signals) -> None:
-    if files.is_alive() and (pid := files.pid) is not None:
+    if files.is_alive() and (pid := files.pid or files.found()) is not None:
         with contextlib.suppress(ProcessLookupError):
             if number == signal.SIGKILL:  # the workers too, of whom it is the leader
                 os.killpg(pid, number)

@@ -148,7 +148,7 @@ sys.stdin.read()
 """
 
 
-def test_what_served_serves_on_when_the_kernel_ends_in_the_middle(versions, serving, broken):
+def test_what_served_serves_on_when_the_kernel_ends_in_the_middle(versions, serving, broken, tmp_path):
     site = broken("import signal; signal.pause()")["PYTHONPATH"]
     kernel = subprocess.Popen(
         [sys.executable, "-c", ENDS, site], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -157,6 +157,8 @@ def test_what_served_serves_on_when_the_kernel_ends_in_the_middle(versions, serv
     kernel.kill()
     kernel.communicate(timeout=SECONDS)
     assert (factor(serving), serving.revision) == (1, 1)
+    for number in (tmp_path / "state" / "process" / "bg" / "revisions").glob("2/pid"):
+        number.write_text("")  # as if it had been killed a moment earlier
     again = ml.deploy(versions[1], name="bg")
     assert (factor(again), again.revision) == (2, 3)
     assert [r.state for r in again.history()][1:] != ["starting", "running"]
