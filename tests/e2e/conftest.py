@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 from fake_registry import FakeRegistry
+from real_lab import chromium, jupyterlab
 from served_plans import make_package
 from tiny_base import put_base
 
@@ -69,3 +70,17 @@ def place(image_place, base_image, monkeypatch):
     yield image_place
     for deployment in ml.deployments(target="docker"):
         deployment.delete()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def lab(place):
+    """A JupyterLab in the `place` of the test's own module: a directory, the variables that belong to it, and more."""
+    root, own, _ = place
+    with jupyterlab(root, root / "work", **own) as address:
+        yield address

@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from real_lab import Page, chromium, jupyterlab, own_home, screenshot, write_notebook
+from real_lab import Page, own_home, screenshot, write_notebook
 
 import mlopsnb as ml
 
@@ -42,19 +42,6 @@ def place(tmp_path_factory, empty_store):
     client.join()
     fraud.delete()
     tumor.delete()
-
-
-@pytest.fixture(scope="module")
-def lab(place):
-    root, own, _ = place
-    with jupyterlab(root, root / "work", **own) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
 
 
 def history(deployment):

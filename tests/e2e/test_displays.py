@@ -4,7 +4,7 @@ import re
 
 import pytest
 from gallery import gallery
-from real_lab import chromium, screenshot
+from real_lab import screenshot
 
 pytestmark = pytest.mark.browser
 
@@ -54,12 +54,6 @@ WORDS = """styled => {
   }
   return document.body.innerText.split(/\\s+/).filter(Boolean);
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

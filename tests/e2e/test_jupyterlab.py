@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 import torch
-from real_lab import TOKEN, Page, chromium, jupyterlab, own_home, screenshot, write_notebook
+from real_lab import TOKEN, Page, own_home, screenshot, write_notebook
 
 import mlopsnb as ml
 
@@ -48,19 +48,6 @@ def place(tmp_path_factory, empty_store):
         deployed = ml.deploy(torch.nn.Linear(4, 2), name="lab", example=np.zeros((2, 4), "float32"))
     yield place, own, deployed
     deployed.delete()
-
-
-@pytest.fixture(scope="module")
-def lab(place):
-    root, own, _ = place
-    with jupyterlab(root, root / "work", **own) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
 
 
 def test_the_panel_lists_deployments_and_writes_cells(lab, browser, place):

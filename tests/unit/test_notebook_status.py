@@ -234,8 +234,8 @@ def test_only_work_can_be_cancelled_not_the_clearing_up():
     ("said", "shown"),
     [
         (
-            "Looking in indexes: https://ann:s3cret@pypi.corp/simple",
-            "Looking in indexes: https://pypi.corp/simple",
+            "Looking in indexes: https://ann:s3cret@pypi.example.com/simple",
+            "Looking in indexes: https://pypi.example.com/simple",
         ),
         ("Authorization: Bearer eyJhbGciOi.x.y", "Authorization: Bearer •••"),
         ("AWS_SECRET_ACCESS_KEY=abc", "AWS_SECRET_ACCESS_KEY=•••"),
