@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 from mlopsnb import durations, plugins, rollout
 from mlopsnb.errors import MlopsnbError, UserError
 from mlopsnb.events import report_progress
+from mlopsnb.masking import masked
 from mlopsnb.monitoring import alerts
 from mlopsnb.monitoring.counting import Counts, Levels, Window
 from mlopsnb.monitoring.sampling import Sampler
@@ -154,13 +155,14 @@ class Watcher:
         if exc is None:
             return
         self._trouble(f"a sink failed: {exc}")
-        failed = replace(notice, at=time.time(), trouble=str(exc))
+        failed = replace(notice, at=time.time(), trouble=masked(str(exc)))
         self.notices.append(failed)
         for other in self._sinks:
             if other is not sink:
                 self._tell(other, failed)
 
     def _trouble(self, what: str) -> None:
+        what = masked(what)  # the user's own code and commands say what they like
         if what in self.troubles:  # it may be so at each look, for days
             return
         self.troubles.append(what)

@@ -304,9 +304,8 @@ def _fitting(scores: _Scores | None, classes: tuple[object, ...], where: str) ->
         if len(classes) > 2:
             raise UserError(f"{where}: one score a row for {len(classes)} classes", hint="give one for each")
         return scores.values
-    if (
-        not classes and scores.values.shape[1] == 2
-    ):  # those of 0 and 1, where the reference has the latter's alone
+    # Those of 0 and 1, where the reference has the latter's alone.
+    if not classes and scores.values.shape[1] == 2:
         return scores.values[:, 1]
     if scores.values.shape[1] != len(classes):
         raise UserError(f"{where}: {scores.values.shape[1]} columns of scores for {len(classes)} classes")

@@ -117,9 +117,7 @@ class Dispatcher:
     def _accept(self, listener: socket.socket, most: int = _AT_ONCE) -> bool:
         """Accept and hand out up to *most* connections; say whether there may be more."""
         for _ in range(most):
-            if (
-                listener.fileno() < 0
-            ):  # given up by what was done just before, when it was known to have somebody
+            if listener.fileno() < 0:  # given up by what was done just before, in the same round
                 return False
             try:
                 connection, _ = listener.accept()

@@ -74,9 +74,8 @@ class Cluster:
     """
 
     def __init__(self, context: str = "", namespace: str = "") -> None:
-        files = _kubeconfig(
-            context
-        )  # first: to import the client takes seconds, and where there is none, for nothing
+        # First: to import the client takes seconds, and where there is none, for nothing.
+        files = _kubeconfig(context)
         self.inside = not files
         self.context, default = "", ""
         self._configuration = need("kubernetes.client", extra="kubernetes").Configuration()

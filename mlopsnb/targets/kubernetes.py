@@ -145,9 +145,8 @@ class Kubernetes:
     def logs(self, name: str, revision_id: int) -> Iterator[str]:
         """Yield the lines that the revision's pods have written so far; of one that failed, its last ones."""
         entry = self._history(name).read().entries.get(revision_id)
-        if (
-            entry and entry.log
-        ):  # kept when it failed; its pods, where they have not ended yet, may have begun anew
+        # Kept when it failed; its pods, where they have not ended yet, may have begun anew.
+        if entry and entry.log:
             yield from entry.log
         else:
             yield from cluster_pods.logs(self._cluster, cluster_pods.pods(self._cluster, name, revision_id))

@@ -259,7 +259,8 @@ def probes(prefix, base):
                 f"{prefix}-startup",
                 base,
                 SERVE,
-                startupProbe=probe("/", initialDelaySeconds=2, failureThreshold=2),
+                # Long enough for a busy machine to have brought the server up: the last answer is the server's own.
+                startupProbe=probe("/", initialDelaySeconds=2, failureThreshold=15),
             ),
             kind="StartupFailed",
             words=("startup probe", "HTTP probe failed with statuscode: 503"),

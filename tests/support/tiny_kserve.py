@@ -1,15 +1,19 @@
 """Plays KServe's part in a test: makes of an InferenceService what KServe with Knative, or without, makes of it.
 
-Deployments (one for each change of what a pod is, with Knative), a Service, and the status, by KServe's rules of who gets
-the traffic. A Service has no shares, so requests go to all that have any. It watches; nothing is polled.
+Deployments (one for each change of what a pod is, with Knative), a door on loopback that gives each request to a pod by
+the shares, and the status, by KServe's rules of who gets the traffic. It watches; nothing is polled.
 """
 
 from __future__ import annotations
 
+import http.client
+import http.server
 import json
+import random
 import threading
 from queue import SimpleQueue
 
+from mlopsnb.targets import cluster_pods
 from mlopsnb.targets.cluster import Cluster
 from mlopsnb.targets.kserve_manifests import API, KIND
 from mlopsnb.targets.reflector import Changed, Listed, Reflector
@@ -24,7 +28,7 @@ class TinyKServe:
     def __init__(self, context, namespace, *, knative=True):
         self.cluster = Cluster(context, namespace)
         self.knative, self.news, self.known = knative, SimpleQueue(), {}
-        self.services, self.deployments = {}, {}
+        self.services, self.deployments, self.doors = {}, {}, {}
         self.failed = []
 
     def __enter__(self):
@@ -43,6 +47,8 @@ class TinyKServe:
         self.thread.join(60)
         for watch in self.watches:
             watch.stop()
+        for door in self.doors.values():
+            door.close()
         assert self.failed == []
 
     def _run(self):
@@ -135,22 +141,12 @@ class TinyKServe:
 
     def _serve(self, service, traffic, newest):
         name = service["metadata"]["name"]
-        with_some = [revision for revision, share in traffic.items() if share]
-        chosen = {"app": with_some[0]} if len(with_some) == 1 else {POD: name}
-        self.cluster.apply(
-            {
-                "apiVersion": "v1",
-                "kind": "Service",
-                "metadata": {"name": f"{name}-predictor", "ownerReferences": [_owner(service)]},
-                "spec": {
-                    "selector": chosen,
-                    "ports": [{"name": "http", "port": 80, "targetPort": 8080, "protocol": "TCP"}],
-                },
-            }
-        )
-        for each in list(
-            self.deployments.values()
-        ):  # Knative scales what nobody is routed to down to nothing
+        with_some = {revision: share for revision, share in traffic.items() if share}
+        if name not in self.doors:
+            self.doors[name] = Door(Cluster(self.cluster.context, self.cluster.namespace))
+        self.doors[name].shares = with_some
+        # Knative scales what nobody is routed to down to nothing.
+        for each in list(self.deployments.values()):
             labels = each["metadata"].get("labels", {})
             idle = labels.get("app") not in (*with_some, newest)
             if labels.get(POD) == name and idle and each["spec"]["replicas"]:
@@ -178,8 +174,7 @@ class TinyKServe:
                 }
             }
         if ready:
-            address = self.cluster.get("v1", "Service", f"{name}-predictor")["spec"]["clusterIP"]
-            status["url"] = f"http://{address}"
+            status["url"] = self.doors[name].url
         if service.get("status") != status:
             told = self.cluster.merge(API, KIND, name, {"status": status}, part="status")
             self.services[name] = {**self.services[name], "status": told["status"]}
@@ -192,3 +187,52 @@ def _owner(service):
         "name": service["metadata"]["name"],
         "uid": service["metadata"]["uid"],
     }
+
+
+class Door:
+    """A port on loopback, as an ingress would be: each request goes to a ready pod of a revision that has a share."""
+
+    def __init__(self, cluster):
+        self.shares = {}
+        door = self
+
+        class Ask(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                onward = http.client.HTTPConnection(door.pod(cluster), 8080, timeout=30)
+                try:
+                    onward.request(self.command, self.path, body, dict(self.headers))
+                    answer = onward.getresponse()
+                    content = answer.read()
+                finally:
+                    onward.close()
+                self.send_response(answer.status)
+                for key in ("Content-Type", "Inference-Header-Content-Length"):
+                    if value := answer.getheader(key):
+                        self.send_header(key, value)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            do_GET = do_POST
+
+            def log_message(self, *args):
+                """Print nothing."""
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Ask)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def pod(self, cluster):
+        """Return the address of a pod that may answer the next request."""
+        shares = dict(self.shares)
+        [revision] = random.choices([*shares], [*shares.values()])
+        pods = cluster.list("v1", "Pod", labels=f"app={revision}")
+        return next(p["status"]["podIP"] for p in pods if cluster_pods.is_ready(p))
+
+    def close(self):
+        """Close the port."""
+        self.server.shutdown()
+        self.server.server_close()

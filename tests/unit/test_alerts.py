@@ -311,7 +311,7 @@ def test_performance_is_for_a_watch_that_is_told_of_it():
 
 def test_a_sink_whose_work_fails_later_is_told_to_the_others(watched):
     told = []
-    hook = retrain([sys.executable, "-c", "raise SystemExit('no data')"])
+    hook = retrain([sys.executable, "-c", "raise SystemExit('password=hunter2, no data')"])
 
     def wait_for(notice):
         begun = hook(notice)
@@ -320,7 +320,7 @@ def test_a_sink_whose_work_fails_later_is_told_to_the_others(watched):
         return begun
 
     watcher = watched(Busy({1: {"rate": 5, "errors": 5}}), "error_rate>0.1", sinks=[wait_for, told.append])
-    assert watcher.troubles == [f"a sink failed: {sys.executable} ended with 1: no data"]
+    assert watcher.troubles == [f"a sink failed: {sys.executable} ended with 1: password=•••, no data"]
     assert sorted(n.trouble[-7:] for n in told) == ["", "no data"]
     assert "; what was begun about it failed: " in max(told, key=lambda n: n.trouble).text
 

@@ -238,6 +238,12 @@ def asked(act, of, **more):
             "Give revision 2, the canary, all traffic (now 10 %) and stop revision 1?",
             (1, 2),
         ),
+        (
+            "promote",
+            replace(CANARY, weights={1: 100}, routes={2: "header:X-Group=b"}),
+            "Give revision 2, the canary, all traffic (now header:X-Group=b) and stop revision 1?",
+            (1, 2),
+        ),
         ("scale", ONE, "Run revision 2 in 3 replicas (now 1)?", (2,)),
         ("delete", ONE, "Delete it, with its history and its logs? Revision 2 stops serving.", (1, 2)),
     ],

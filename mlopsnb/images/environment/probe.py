@@ -153,9 +153,8 @@ class Recorder:
         place = f"{self._place}/{path}"
         code = self._elsewhere.code(path, source, place)
         parts = _parts(code)
-        if code is None or any(
-            isinstance(part, frozenset) for part in parts
-        ):  # equal sets are one, or are not
+        # Equal sets may be one object or several, and what is dumped tells the difference.
+        if code is None or any(isinstance(part, frozenset) for part in parts):
             code = compile(source, place, "exec", dont_inherit=True)
             parts = _parts(code)
         return code, marshal.dumps(code)

@@ -113,9 +113,9 @@ def _promote(release: Release) -> tuple[str, tuple[int, ...]] | str:
     if pair is None:
         return "no canary is under way"
     stable, canary = pair
-    share = release.weights[canary.id]
+    has = release.routes.get(canary.id) or f"{release.weights[canary.id]} %"
     return (
-        f"Give revision {canary.id}, the canary, all traffic (now {share} %) and stop revision {stable.id}?",
+        f"Give revision {canary.id}, the canary, all traffic (now {has}) and stop revision {stable.id}?",
         (
             stable.id,
             canary.id,
