@@ -118,12 +118,12 @@ class Deployment:
         from mlopsnb.client import Client
 
         release = self.release
-        if not release.revisions:
-            states = {"running": "starting", "failed": "failed"}
-            return states.get(self.rollout.state, "deleted") if self.rollout else "deleted"
         current = rollout.serving(release)
         if current is None:
-            return "starting" if any(r.state == "starting" for r in release.revisions) else "stopped"
+            under_way = self.rollout.state if self.rollout else ""
+            if under_way == "running" or any(r.state == "starting" for r in release.revisions):
+                return "starting"
+            return "stopped" if release.revisions else "failed" if under_way == "failed" else "deleted"
         try:
             with self._target.reach(self.name, current.id) as address, Client(address, self.name) as client:
                 return "ready" if client.is_ready() else "not ready"

@@ -19,13 +19,19 @@ from mlopsnb import manifest, plugins
 from mlopsnb.errors import MlopsnbError
 from mlopsnb.manifest import BadPackage, Manifest
 from mlopsnb.protocols import THREADS
-from mlopsnb.serving import batcher
+from mlopsnb.serving import batcher, lean_torch
 from mlopsnb.serving.errors import BadRequest, ModelFailure, summary
 from mlopsnb.tensors import Array, dtype_name, take_rows
 
 if TYPE_CHECKING:
     from mlopsnb.protocols import Predict
     from mlopsnb.serving.batcher import Batch, Outputs
+
+
+def import_framework(format: str) -> None:
+    """Import what models of *format* run on, where a server needs less of it than others do."""
+    if format == "torchscript":
+        lean_torch.import_torch()
 
 
 @dataclass(slots=True)
@@ -96,6 +102,7 @@ class Model:
         cannot be loaded, does not run, or does not answer as its signature says.
         """
         backend = plugins.create("format", package.manifest.format)
+        import_framework(package.manifest.format)
         before = THREADS.set(threads)
         try:
             predict: Predict = backend.load(package.path / manifest.MODEL_DIR, package.manifest.signature)

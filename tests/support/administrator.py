@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
-from contextlib import ExitStack, contextmanager
+import time
+from contextlib import ExitStack, contextmanager, suppress
 
 from authority import Authority
 from failing_deployments import Failing, deployment, web
 
+from mlopsnb.errors import DeployError
 from mlopsnb.targets.cluster import Cluster
 
 VIOLATES = (
@@ -97,7 +99,21 @@ def rules(admin, prefix, place):
         }
         hooks = [_webhook(name, prefix, {"url": url, "caBundle": trusted}) for name, url in places.items()]
         stack.enter_context(_webhooks(admin, prefix, hooks))
+        for case in forbidden(prefix, "scratch"):
+            _await_refused(admin, prefix, case.manifest["spec"]["template"])
         yield
+
+
+def _await_refused(admin, prefix, template):
+    """Return when the API server, which hears of new rules by and by, takes no pod of *template*."""
+    pod = {"apiVersion": "v1", "kind": "Pod", **template}
+    pod["metadata"] = {**template["metadata"], "name": "tried"}
+    end = time.monotonic() + 60
+    with suppress(DeployError):
+        while time.monotonic() < end:
+            admin.request("POST", f"/api/v1/namespaces/{prefix}/pods?dryRun=All", body=pod)
+            time.sleep(0.05)
+        raise AssertionError(f"a pod that the rules forbid is taken: {pod}")
 
 
 def _webhook(name, prefix, client):

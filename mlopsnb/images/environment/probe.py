@@ -205,8 +205,10 @@ def main() -> None:
 
     for root in config["roots"]:
         site.addsitedir(root)
+    with suppress(Exception):  # told by the model that needs it
+        importlib.import_module("mlopsnb.serving.model").import_framework(config["format"])
     for module in config["modules"]:
-        with suppress(Exception):  # told by the model that needs it
+        with suppress(Exception):
             importlib.import_module(module)
     while select.select([asked], [], [], IDLE_SECONDS)[0] and (line := asked.readline()):
         child = os.fork()

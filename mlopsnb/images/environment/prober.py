@@ -93,12 +93,13 @@ class Prober:
         environment: Environment,
         files: Iterable[File],
         place: str,
+        format: str,
         modules: Sequence[str],
         known: Any,
     ) -> None:
         """Start it in *environment*, with *files* beside the packages, as they will all lie in *place* in the image.
 
-        It imports *modules* at once; *known* is where modules lie that were compiled before.
+        It imports what models of *format* run on, and *modules*, at once; *known* is where modules lie that were compiled before.
         """
         stage = self._home / "site-packages"
         self._anyway = [str(path) for path in _staged(files, stage) if path.suffix == ".py"]
@@ -120,6 +121,7 @@ class Prober:
         message = {
             "roots": roots,
             "place": place,
+            "format": format,
             "modules": list(modules),
             "known": known,
             "elsewhere": _compiled() if self._python == sys.executable else [],

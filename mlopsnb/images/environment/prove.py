@@ -99,6 +99,7 @@ class Proof:
         self._ends = ExitStack()
         self._log = StepLog()
         self._prober: Prober | None = None
+        self._format = described.format
         self._modules = _modules(environment, described)
         self._done: Bytecode | None = None
 
@@ -177,7 +178,9 @@ class Proof:
             prober = take(key) or Prober(key, self._python)
             ends.push(prober)  # ended unless it answers
             if not prober.started:
-                prober.start(self._environment, self._files, self._place, self._modules, self._known())
+                prober.start(
+                    self._environment, self._files, self._place, self._format, self._modules, self._known()
+                )
             prober.ask(self._package, self._scratch, self._known())
         except OSError as exc:
             raise storing(tmp, exc) from exc
