@@ -32,6 +32,7 @@ from mlopsnb.images.errors import storing
 from mlopsnb.images.oci import Oci, place_of
 from mlopsnb.images.planning import plan_image, weight_layers, wheel_layers
 from mlopsnb.images.registry import connect
+from mlopsnb.images.standard import Standard
 from mlopsnb.packages import export as export_model
 from mlopsnb.packages import fetch, find, name_of, pick_format
 from mlopsnb.records import Artifact, ModelVersion
@@ -250,18 +251,21 @@ def _plan(
     wanted = roots(described, extra=asked.requirements, code_paths=asked.code_paths)
     lock = resolve(wanted, platform=asked.platform, python=python, accelerator=asked.accelerator)
     _scan(asked, lock, base.pinned)
-    environment = install(lock, store.root)
-    with Proof(environment, artifact.path, code_paths=asked.code_paths) as proof:
-        if ahead is not None:
-            ahead.take(wheel_layers(environment))
-        sent = ahead.result()[1] if ahead is not None else 0
-        bytecode = proof.result()
+    with Standard(base, store) as standard:
+        environment = install(lock, store.root)
+        with Proof(environment, artifact.path, code_paths=asked.code_paths) as proof:
+            if ahead is not None:
+                ahead.take(wheel_layers(environment))
+            sent = ahead.result()[1] if ahead is not None else 0
+            bytecode = proof.result()
+        compiled = standard.compiled(bytecode.standard)
     plan = plan_image(
         name=name,
         version=_version_of(found),
         base=base,
         environment=environment,
         bytecode=bytecode,
+        standard=compiled,
         runtime=runtime_files(),
         package=artifact.path,
         package_digest=described.digest,

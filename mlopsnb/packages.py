@@ -73,7 +73,8 @@ def export(
     with _room(into) as draft:
         files = draft / manifest.MODEL_DIR
         files.mkdir()
-        with fmt.bind(model, given) as bound:
+        with fmt.bind(model, given) as tied:
+            bound = replace(tied, predict=parity.Original(tied.predict))
             with step("export", name) as log:
                 following = parity.check_original(bound.predict, bound.inputs)
                 golden = take_rows(bound.inputs, _golden_rows(bound.inputs))
@@ -214,7 +215,7 @@ def _no_room(exc: BaseException | None) -> str | None:
 
 def _keep(draft: Path, into: str | Path | None, digest: str) -> Path:
     """Move the finished draft to its place in one step; a package that is there already is the same."""
-    place = Path(into).absolute() if into is not None else draft.parent / digest.removeprefix("sha256:")[:16]
+    place = Path(into).absolute() if into is not None else _place(draft.parent, digest)
     if into is not None and place.exists():
         place.rmdir()
     elif (place / manifest.FILE).exists():
@@ -236,12 +237,31 @@ def find(uri: str) -> ModelVersion:
 
 
 def fetch(version: ModelVersion, into: Path) -> Artifact:
-    """Bring the package of *version* into the directory *into*, which is made; `TrackingError` if it can't be had."""
+    """Return the package of *version*: the one that was exported on this machine, if it is in the cache still, else it is
+    brought into the directory *into*, which is made. `TrackingError` if it can't be had.
+    """
     tracker: Tracker = plugins.create("tracker", TRACKER)
     with step("fetch", version.uri) as said:
-        artifact = tracker.fetch(version, into)
+        artifact = _cached(version) or tracker.fetch(version, into)
         said.result = version.uri
     return artifact
+
+
+def _cached(version: ModelVersion) -> Artifact | None:
+    place = _place(settings().cache_dir / "artifacts", version.digest)
+    try:
+        described = manifest.read(place)
+        if described.digest != version.digest:
+            return None
+        manifest.verify(place, described)
+        return manifest.artifact(place)
+    except manifest.BadPackage:
+        return None
+
+
+def _place(parent: Path, digest: str) -> Path:
+    """Return where a package of that digest lies below *parent*, unless somebody wants it elsewhere."""
+    return parent / digest.removeprefix("sha256:")[:16]
 
 
 def name_of(what: object, *, of: str) -> str:

@@ -15,10 +15,10 @@ _SAFE = ["--read-only", "--cap-drop", "ALL", "--user", "65532:65532"]
 
 
 def without_bytecode(work: Work, reference: str) -> str:
-    """Return an image that is *reference* less all that was compiled for it."""
+    """Return an image that is *reference* less all compiled modules: the packages' and, as official bases have it, Python's."""
     place = work.root / "bare"
     place.mkdir(exist_ok=True)
-    text = f"FROM {reference}\nUSER 0\nRUN find /opt/mlopsnb -name __pycache__ -prune -exec rm -r {{}} +\nUSER 65532:65532\n"
+    text = f"FROM {reference}\nUSER 0\nRUN find / -xdev -name __pycache__ -prune -exec rm -r {{}} +\nUSER 65532:65532\n"
     (place / "Dockerfile").write_text(text)
     tag = f"{work.prefix}-bare:1"
     run(["docker", "build", "--quiet", "--tag", tag, str(place)], work.log("start"))

@@ -268,7 +268,7 @@ def _apply(path: str, there: dict[str, str]) -> None:
 
 def _listing(path: Path) -> Iterator[str]:
     """Yield what matters of a layer: interpreters, what C library there is, and what it hides of those below."""
-    with path.open("rb") as file, _unpacked(file) as unpacked, tarfile.open(fileobj=unpacked) as archive:
+    with path.open("rb") as file, unpacked(file) as plain, tarfile.open(fileobj=plain) as archive:
         for member in archive:
             name = f"/{member.name.removeprefix('./')}"
             hides = "/.wh." in name
@@ -276,7 +276,7 @@ def _listing(path: Path) -> Iterator[str]:
                 yield name
 
 
-def _unpacked(file: BinaryIO) -> Any:
+def unpacked(file: BinaryIO) -> Any:
     """Return what reads the tar in *file*: ISA-L is three times as fast as `gzip`."""
     magic = file.read(2)
     file.seek(0)

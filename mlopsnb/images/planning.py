@@ -71,6 +71,7 @@ def plan_image(
     base: Base,
     environment: Environment,
     bytecode: Bytecode,
+    standard: Sequence[File] = (),
     runtime: Sequence[File],
     package: Path,
     package_digest: str,
@@ -82,7 +83,8 @@ def plan_image(
     """Plan the image that serves version *version* of *name* from the model package *package*.
 
     *version* is empty for a package that was never logged. *files* are those of the package by their path there,
-    *runtime* and *code* (the user's local modules) by their path in `site-packages`; `contents` finds all three.
+    *runtime* and *code* (the user's local modules) by their path in `site-packages`; `contents` finds all three. *standard*
+    are compiled modules of the base's Python, by their path in the image.
     *kept_out* are paths of *files* that shall not be in the image: it has links to `WEIGHTS_MOUNT` in their place, and
     the plan has them as `weights`.
 
@@ -90,12 +92,13 @@ def plan_image(
     """
     site = site_packages(environment.lock.python)
     pyc = _Bytecode(bytecode, runtime, code, site)
+    compiled = [*pyc.packages, *standard]
     inside = [f for f in files if f.path not in kept_out]
     outside = [f for f in files if f.path in kept_out]
     layers = [
         *wheel_layers(environment),
         _environment(base),
-        _layer("bytecode", _count(pyc.packages, "compiled module"), pyc.packages),
+        _layer("bytecode", _count(compiled, "compiled module"), compiled),
         _layer("runtime", "model server", [*_under(site, runtime), *pyc.runtime]),
         _metadata(inside, outside, [*_under(site, code), *pyc.code], environment.lock),
         *weight_layers(files, kept_out),

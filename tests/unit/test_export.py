@@ -5,15 +5,26 @@ import resource
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from mlopsnb import manifest
-from mlopsnb.errors import ExportError, MissingExtra, ParityError, UnknownBackend, UnsupportedModel, UserError
+from mlopsnb import manifest, packages
+from mlopsnb.errors import (
+    ExportError,
+    MissingExtra,
+    ParityError,
+    TrackingError,
+    UnknownBackend,
+    UnsupportedModel,
+    UserError,
+)
 from mlopsnb.events import reporting_to
 from mlopsnb.packages import export
+from mlopsnb.plugins import create
+from mlopsnb.records import ModelVersion
 
 X = np.random.default_rng(0).normal(size=(5, 4))
 
@@ -288,3 +299,23 @@ def test_a_cache_that_cannot_be_made_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("MLOPSNB_CACHE_DIR", str(tmp_path / "file"))
     with pytest.raises(ExportError, match="Not a directory; nothing was kept\n.*MLOPSNB_CACHE_DIR"):
         export(Net(), X)
+
+
+def test_what_was_exported_here_is_brought_from_nowhere_else(monkeypatch, tmp_path):
+    class Far:
+        def fetch(self, version, into):
+            raise TrackingError(f"{version.uri} is far away")
+
+    monkeypatch.setenv("MLOPSNB_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(
+        packages.plugins, "create", lambda kind, name: Far() if kind == "tracker" else create(kind, name)
+    )
+    artifact = export(Net(), X)
+    version = ModelVersion(name="fraud", version=1, uri="models:/fraud/1", digest=artifact.digest)
+    assert packages.fetch(version, tmp_path / "into") == artifact
+    for other in (replace(version, digest="sha256:" + 64 * "0"), replace(version, digest="")):
+        with pytest.raises(TrackingError, match="far away"):
+            packages.fetch(other, tmp_path / "into")
+    (artifact.path / "model" / "model.pt").write_bytes(b"")
+    with pytest.raises(TrackingError, match="far away"):
+        packages.fetch(version, tmp_path / "into")

@@ -212,3 +212,28 @@ def test_a_difference_is_that_of_the_report_and_nothing_is_timed():
 
     told = parity.failure(parity.prove(double, wrong, X))
     assert str(parity.difference(double, wrong, X)) == str(told)
+
+
+def test_the_original_runs_each_case_once_however_often_it_is_compared():
+    asked = []
+
+    def counted(inputs):
+        asked.append(inputs["x"].tobytes())
+        return {"output": inputs["x"] * 2}
+
+    original = parity.Original(counted)
+    assert parity.difference(original, double, X) is None
+    once = len(asked)
+    assert parity.difference(original, double, X) is None
+    assert len(asked) == once == len(list(parity.cases(X)))
+    original(X)
+    assert len(asked) == once + 1
+
+
+def test_answers_that_take_too_much_memory_are_asked_for_again(monkeypatch):
+    monkeypatch.setattr(parity, "_REMEMBERED_BYTES", 0)
+    asked = []
+    original = parity.Original(lambda inputs: asked.append(1) or {"output": inputs["x"] * 2})
+    for _ in range(2):
+        assert parity.difference(original, double, X) is None
+    assert len(asked) == 2 * len(list(parity.cases(X)))

@@ -53,8 +53,10 @@ class Bytecode:
     """Compiled modules, those that loading and serving the model imports, by their path in `site-packages`.
 
     They are found valid without a look at their sources (PEP 552, unchecked), which never change in an image. `notes`
-    say what could not be proved here, and why.
+    say what could not be proved here, and why. `standard` are the modules of Python's own library that it imports as well,
+    by their path there.
     """
 
     files: Mapping[str, bytes]
     notes: tuple[str, ...] = ()
+    standard: tuple[str, ...] = ()

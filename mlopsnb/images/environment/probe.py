@@ -257,8 +257,20 @@ def _write(recorder: Recorder, out: Path, result: Mapping[str, str]) -> None:
             if module not in recorder.known:
                 index[module] = (compiled.tell(), len(data))
                 compiled.write(data)
-    told = {**result, "used": sorted(recorder.used), "compiled": index}
+    used = {"packages": sorted(recorder.used), "standard": _standard()}
+    told = {**result, "used": used, "compiled": index}
     (out / "result.json").write_text(json.dumps(told), encoding="utf-8")
+
+
+def _standard() -> list[str]:
+    """Return the modules of Python's own library that were imported from sources, by their path there."""
+    home = f"{os.path.dirname(os.__file__)}{os.sep}"  # noqa: PTH120  text is compared with text
+    places = [str(getattr(getattr(m, "__spec__", None), "origin", "")) for m in [*sys.modules.values()]]
+    return sorted(
+        p.removeprefix(home)
+        for p in {*places}
+        if p.startswith(home) and p.endswith(".py") and "site-packages" not in p
+    )
 
 
 def _serve(package: str, done: Callable[[Mapping[str, str]], None]) -> dict[str, str]:

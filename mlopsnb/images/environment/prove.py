@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from mlopsnb.images.plan import File
     from mlopsnb.manifest import Manifest
 
-_FORMAT = "1"
+_FORMAT = "2"
 _NOT_INSTALLED = re.compile(r"No module named '([\w.]+)'|'([\w.]+)' is not installed")
 _NAME = re.compile(r"[^A-Za-z0-9._-]")
 _SERVER = (
@@ -152,7 +152,7 @@ class Proof:
     def _kept(self) -> Bytecode | None:
         used = self._store.note("proofs", self._proof_key)
         known = self._known()
-        if used is None or known is None or not set(used) <= known["index"].keys():
+        if used is None or known is None or not set(used["packages"]) <= known["index"].keys():
             return None
         return self._bytecode(used, known)
 
@@ -163,10 +163,11 @@ class Proof:
             return None
         return {"file": str(file), "index": note["index"]}
 
-    def _bytecode(self, used: Sequence[str], known: Mapping[str, Any]) -> Bytecode:
+    def _bytecode(self, used: Mapping[str, Sequence[str]], known: Mapping[str, Any]) -> Bytecode:
         data = Path(known["file"]).read_bytes()
-        where = {path: known["index"][path] for path in sorted(used)}
-        return Bytecode(files={path: data[start : start + size] for path, (start, size) in where.items()})
+        where = {path: known["index"][path] for path in sorted(used["packages"])}
+        files = {path: data[start : start + size] for path, (start, size) in where.items()}
+        return Bytecode(files=files, standard=tuple(used["standard"]))
 
     def _start(self, ends: ExitStack) -> Prober:
         tmp = self._store.root / "tmp"
