@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -101,15 +102,20 @@ def overlay(histogram: Histogram, width: int, height: int) -> str:
 
 def _outline(shares: Sequence[float], top: float, width: int, height: int, *, gaps: bool) -> str:
     """Return a path over the bars; with *gaps* each bar stands alone, as categories do."""
-    base, step, scale = height - 1, (width - 2) / len(shares), (height - 3) / top
-    steps = [f"M1,{base}"]
-    for i, share in enumerate(shares):
-        left, y = 1 + i * step, base - share * scale
-        if gaps:
-            steps.append(f"M{left + step * 0.1:.1f},{base}V{y:.1f}h{step * 0.8:.1f}V{base}")
-        else:
-            steps.append(f"V{y:.1f}H{left + step:.1f}")
-    return "".join(steps) + f"V{base}"
+    base, scale = height - 1, (height - 3) / top
+    return _bars(len(shares), width, base, gaps=gaps) % tuple([base - share * scale for share in shares])
+
+
+@lru_cache
+def _bars(count: int, width: int, base: int, *, gaps: bool) -> str:
+    """Return the path over *count* bars but for where they end: a page has the same for all features."""
+    step = (width - 2) / count
+    lefts = [1 + i * step for i in range(count)]
+    if gaps:
+        steps = [f"M{left + step * 0.1:.1f},{base}V%.1fh{step * 0.8:.1f}V{base}" for left in lefts]
+    else:
+        steps = [f"V%.1fH{left + step:.1f}" for left in lefts]
+    return f"M1,{base}{''.join(steps)}V{base}"
 
 
 def bar(ratio: float, end: float, width: int, height: int, label: str) -> str:
@@ -129,20 +135,31 @@ def strip(windows: Sequence[Window], threshold: float) -> str:
     """Return a heat strip, a cell for each window: the stronger the larger the effect, a mark below where it drifted."""
     step, height = max(3, 192 // len(windows)), 18
     shades: dict[float, list[str]] = {}  # one path for all cells of a shade keeps a page small
-    for i, window in enumerate(windows):
-        if window.effect is not None:
-            heat = round(min(window.effect / threshold / _HEAT_END, 1.0) * 10) / 10
-            shades.setdefault(heat, []).append(f"M{i * step},7h{step - 0.5:g}")
+    empty, marks = [], []
+    hottest = threshold * _HEAT_END / 10
+    for window, (cell, mark) in zip(windows, _places(len(windows), step), strict=True):
+        if window.effect is None:
+            empty.append(cell)
+        else:
+            heat = min(round(window.effect / hottest), 10) / 10
+            shades.setdefault(heat, []).append(cell)
+        if window.state == "drift":
+            marks.append(mark)
     cells = [
         f'<path d="{"".join(places)}" stroke="{CURRENT}" stroke-width="14" stroke-opacity="{0.06 + 0.94 * heat:.2f}"/>'
         for heat, places in shades.items()
     ]
-    empty = "".join(f"M{i * step},7h{step - 1}" for i, w in enumerate(windows) if w.effect is None)
-    marks = "".join(f"M{i * step},16.5h{step - 0.5:g}" for i, w in enumerate(windows) if w.state == "drift")
-    cells.append(f'<path d="{empty}" {_GREY}/><path d="{marks}" stroke="currentColor" stroke-width="3"/>')
-    drifted = sum(window.state == "drift" for window in windows)
-    label = f"effect over {len(windows)} windows of time, {drifted} of them drifted"
+    cells.append(
+        f'<path d="{"".join(empty)}" {_GREY}/><path d="{"".join(marks)}" stroke="currentColor" stroke-width="3"/>'
+    )
+    label = f"effect over {len(windows)} windows of time, {len(marks)} of them drifted"
     return svg(step * len(windows), height, label, f"<title>{label}</title>" + "".join(cells))
+
+
+@lru_cache
+def _places(count: int, step: int) -> tuple[tuple[str, str], ...]:
+    """Return the path of each cell of a strip, and of the mark below it."""
+    return tuple((f"M{i * step},7h{step - 0.5:g}", f"M{i * step},16.5h{step - 0.5:g}") for i in range(count))
 
 
 def over_time(row: FeatureDrift) -> str:
@@ -152,13 +169,18 @@ def over_time(row: FeatureDrift) -> str:
     top = 1.15 * max([row.threshold * 1.3, row.band or 0.0, *(w.effect or 0.0 for w in known)])
     first, last = row.windows[0].start, row.windows[-1].end
 
-    def x(window: Window) -> float:
-        return 4 + (width - 8) * ((window.start + window.end) / 2 - first) / max(last - first, 1e-9)
+    wide, high = (width - 8) / max(last - first, 1e-9), (height - 16) / top
 
     def y(value: float) -> float:
-        return height - 14 - (height - 16) * value / top
+        return height - 14 - high * value
 
-    places = [(f"{x(w):.1f},{y(w.effect or 0.0):.1f}", w.state == "drift") for w in known]
+    places = [
+        (
+            f"{4 + wide * ((w.start + w.end) / 2 - first):.1f},{height - 14 - high * (w.effect or 0.0):.1f}",
+            w.state == "drift",
+        )
+        for w in known
+    ]
     line = "M" + "L".join(place for place, _ in places)
     dots = "".join(
         f'<path d="{"".join(f"M{place}h0" for place, hit in places if hit == drifted)}" stroke="{colour}" '
@@ -188,13 +210,14 @@ def ecdf_difference(ecdf: Ecdf, low: float, high: float) -> str:
     gaps = [b - a for a, b in zip(ecdf.reference, ecdf.current, strict=True)]
     top = max(map(abs, gaps)) or 1.0
     middle, span = (height - 14) / 2, (high - low) or 1.0
-    points = [
-        f"{min(max((value - low) / span, 0.0), 1.0) * width:.1f},{middle - gap / top * (middle - 3):.1f}"
-        for value, gap in zip(ecdf.x, gaps, strict=True)
-    ]
+    wide, high_up = width / span, (middle - 3) / top
+    places = [0.0] * len(ecdf.x[::2]) * 2  # every second point is as good to the eye
+    places[::2] = [min(max((value - low) * wide, 0.0), width) for value in ecdf.x[::2]]
+    places[1::2] = [middle - gap * high_up for gap in gaps[::2]]
+    line = ("L%.1f,%.1f" * (len(places) // 2))[1:] % tuple(places)
     body = (
         f'<path d="M0,{middle}H{width}" {_GREY}/>'
-        f'<path d="M{"L".join(points[::2])}" fill="none" stroke="{CURRENT}" stroke-width="1.5"/>'
+        f'<path d="M{line}" fill="none" stroke="{CURRENT}" stroke-width="1.5"/>'
         + _text(0, height - 2, f"{low:.4g}")
         + _text(width, height - 2, f"{high:.4g}", end=True)
         + _text(width, 9, f"at most {top:.3f}", end=True)
