@@ -115,6 +115,7 @@ def deploy(
     env: Mapping[str, str] | None = None,
     cache_bytes: int | None = None,
     capture: float | None = None,
+    mask: Sequence[str] = (),
     fallback: Artifact | ModelVersion | str | None = None,
     workers: int = 1,
     replicas: int = 1,
@@ -163,6 +164,7 @@ def deploy(
         cache_bytes: keep answers, in so much memory, for rows that come again; by default none.
         capture: write the rows of this share of the requests, and their answers, to files of the deployment, for
             `performance` to join with labels; by default none. They are what clients sent: mind who may read them.
+        mask: names of inputs, outputs and features that are left out of these files.
         fallback: an `Artifact`, a `ModelVersion` or a URI: a smaller model of the same signature, which answers
             while this one fails, is overloaded or late.
         workers: processes that share the port, each with the model in its memory.
@@ -240,6 +242,7 @@ def deploy(
             grpc_port=grpc_port,
             cache_bytes=cache_bytes,
             capture=capture,
+            mask=mask,
             workers=workers,
         ),
     )

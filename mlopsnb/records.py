@@ -154,7 +154,8 @@ class Revision:
     `package` is the directory it is served from, `address` where this revision alone can be reached; `workers` are
     the processes that share the port, each with the model; `grpc_port` is the port for gRPC, if it is served.
     `cache_bytes` is the memory for answers that are kept, `fallback` the package that answers while this one cannot.
-    `capture` is the share of the requests whose rows are written to files, `captured` the directory of these.
+    `capture` is the share of the requests whose rows are written to files, without the columns of `mask`, `captured` the
+    directory of these.
     Targets that run images take it from `image`, a reference by digest, and give it what `workload` says; `weights` is
     the image that holds the weights which that one does not.
     """
@@ -172,6 +173,7 @@ class Revision:
     cache_bytes: int | None = None
     fallback: Path | None = None
     capture: float | None = None
+    mask: tuple[str, ...] = ()
     captured: Path | None = None
     port: int | None = None
     grpc_port: int | None = None

@@ -206,7 +206,7 @@ def abandon(now: Release) -> Iterator[Action]:
         yield Stop(pair[1].id, failed=True)
 
 
-_OWN = ("digest", "image", "env", "workload", "cache_bytes", "capture", "workers")
+_OWN = ("digest", "image", "env", "workload", "cache_bytes", "capture", "mask", "workers")
 
 
 def unchanged(now: Release, new: Revision) -> Revision | None:

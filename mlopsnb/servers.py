@@ -18,6 +18,7 @@ def read(
     grpc_port: object,
     cache_bytes: object,
     capture: object,
+    mask: object,
     workers: object,
 ) -> dict[str, Any]:
     """Return the fields of a `Revision` of these names; `UserError` says of which one what is wrong."""
@@ -27,6 +28,7 @@ def read(
         "grpc_port": _grpc_port(grpc_port, port),
         "cache_bytes": _cache_bytes(cache_bytes),
         "capture": _share(capture),
+        "mask": _mask(mask, capture),
         "workers": _workers(workers),
     }
 
@@ -79,6 +81,22 @@ def _share(share: object) -> float | None:
         f"capture must be a share of the requests, above 0 and at most 1, found {share!r}",
         hint="capture=0.1 writes the rows of one request in ten",
     )
+
+
+def _mask(names: object, capture: object) -> tuple[str, ...]:
+    given = names if isinstance(names, (list, tuple)) else [names]
+    wrong = [name for name in given if not isinstance(name, str) or not name or "," in name]
+    if wrong:
+        raise UserError(
+            f"mask takes names of inputs, outputs and features, found {wrong[0]!r}",
+            hint='mask=["age", "income"]; a name with a comma in it cannot be masked',
+        )
+    if given and capture is None:
+        raise UserError(
+            "mask says what is left out of captured rows, and none are captured",
+            hint="capture=0.1 goes with it",
+        )
+    return tuple(given)
 
 
 def _workers(workers: object) -> int:

@@ -134,6 +134,7 @@ DEPLOY = Verb(
             "capture",
             "share of the requests whose rows are written to files, for labels to come; none if left out",
         ),
+        words("mask", "input, output or feature that is left out of these files; repeatable"),
         source("fallback", "a smaller model of the same signature, which answers while this one cannot"),
         *_WORKLOAD,
         text(

@@ -305,8 +305,11 @@ class _Launch:
         ]
 
     def _capture(self) -> tuple[str, ...]:
-        rate = self.revision.capture
-        return ("--capture", str(rate), "--capture-dir", str(self.files.captured)) if rate else ()
+        rate, mask = self.revision.capture, ",".join(self.revision.mask)
+        if not rate:
+            return ()
+        where = ("--capture", str(rate), "--capture-dir", str(self.files.captured))
+        return (*where, f"--mask={mask}") if mask else where
 
     def wait(self, timeout: float) -> None:
         """Return when the server says that it is ready; raise `NotReady` when it ends, fails or takes too long."""

@@ -26,4 +26,7 @@ def restored(data: Mapping[str, Any]) -> Revision:
         if name in workload:
             workload[name] = tuple(workload[name])
     paths = {name: Path(data[name]) for name in _PATHS if data.get(name)}
-    return Revision(**{**data, **paths, "workload": Workload(**workload), "origin": Origin(**origin)})
+    mask = tuple(data.get("mask", ()))
+    return Revision(
+        **{**data, **paths, "mask": mask, "workload": Workload(**workload), "origin": Origin(**origin)}
+    )

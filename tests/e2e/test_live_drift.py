@@ -39,6 +39,7 @@ def deployed(monkeypatch):
         example=people(10),
         reference=people(3000),
         capture=1.0,
+        mask=["debt"],
         format="torchscript",
         target="process",
     )
@@ -102,6 +103,9 @@ def late_labels_tell_how_well_it_did(deployed):
     send(deployed, "first", asked)
     labels = pd.DataFrame({"request_id": "first", "row": np.arange(MANY), "label": truth})
     report = performance(deployed, asked, labels)
+    kept = pd.read_parquet(deployed.release.revisions[-1].captured)
+    assert {"input.age", "input.income"} <= set(kept)
+    assert not any("debt" in column for column in kept)
     realised = [span.realised["accuracy"] for span in report.spans if span.labelled]
     assert realised == pytest.approx([0.9] * len(realised), abs=0.01)
     assert sum(span.labelled for span in report.spans) == MANY

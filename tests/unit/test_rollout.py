@@ -312,6 +312,8 @@ def test_the_same_again_is_seen():
         {"workload": Workload(cpu=1.0)},
         {"workers": 2},
         {"cache_bytes": 1},
+        {"capture": 0.5},
+        {"mask": ("age",)},
         {"port": 800},
         {"grpc_port": 0},
         {"fallback": "elsewhere"},
