@@ -10,7 +10,7 @@ import json
 import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -69,17 +69,27 @@ def inspect(reference: str, *, platform: str, python: str, store: Store) -> Base
         return base
 
 
-def fetch_layer(base: Base, layer: Descriptor, store: Store, *, on_bytes: OnBytes | None = None) -> Path:
-    """Return the file of one of the *base*'s layers, brought into *store* if it is not there."""
+def fetch_layer(
+    base: Base,
+    layer: Descriptor,
+    store: Store,
+    *,
+    on_bytes: OnBytes | None = None,
+    registry: Registry | None = None,
+) -> Path:
+    """Return the file of one of the *base*'s layers, brought into *store* if it is not there.
+
+    *registry* is the base's, for who wants to cancel what is under way there.
+    """
     if path := store.find(layer.digest, layer.size):
         return path
     name = parse(base.reference)
     with store.alone(layer.digest):
         if path := store.find(layer.digest, layer.size):
             return path
-        with connect(name.registry) as registry:
+        with nullcontext(registry) if registry else connect(name.registry) as asked:
             try:
-                return _into(store, layer, registry.blob(name.repository, layer, on_bytes=on_bytes))
+                return _into(store, layer, asked.blob(name.repository, layer, on_bytes=on_bytes))
             except _NOT_THERE:
                 if _from_engine(base.reference, store, anew=True) is None:
                     raise

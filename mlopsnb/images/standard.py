@@ -24,6 +24,8 @@ from mlopsnb.images.base import fetch_layer, unpacked
 from mlopsnb.images.digests import digest_of
 from mlopsnb.images.environment.probe import Elsewhere, Known, Recorder
 from mlopsnb.images.planning import data_file
+from mlopsnb.images.references import parse
+from mlopsnb.images.registry import connect
 
 if TYPE_CHECKING:
     from mlopsnb.images.cache import Store
@@ -61,9 +63,7 @@ class Library:
             return True
         flags = int.from_bytes(head[4:8], "little")
         if flags == 0:
-            stamp = (changed & 0xFFFFFFFF).to_bytes(4, "little") + (len(source) & 0xFFFFFFFF).to_bytes(
-                4, "little"
-            )
+            stamp = b"".join((n & 0xFFFFFFFF).to_bytes(4, "little") for n in (changed, len(source)))
             return head[8:_HEAD] != stamp
         return flags != 1 and head[8:_HEAD] != source_hash(source)
 
@@ -86,6 +86,7 @@ class Standard:
         self._key = f"{_FORMAT} {base.digest} {base.platform} {self._place} {sys.implementation.cache_tag}"
         self._thread = ThreadPoolExecutor(1, "mlopsnb-base")
         self._cancelled = threading.Event()
+        self._registry = connect(parse(base.reference).registry)
         self._search: Future[Library] | None = None
 
     def __enter__(self) -> Self:
@@ -98,7 +99,9 @@ class Standard:
     ) -> None:
         if exc is not None:
             self._cancelled.set()
+            self._registry.cancel()
         self._thread.shutdown(wait=True, cancel_futures=exc is not None)
+        self._registry.close()
 
     def compiled(self, modules: Collection[str]) -> tuple[File, ...]:
         """Return *modules* (`asyncio/base_events.py`) compiled, by their path in the image: those that the base lacks."""
@@ -146,7 +149,7 @@ class Standard:
     def _searched(self) -> Library:
         found = Library()
         for layer in self._base.layers:
-            path = fetch_layer(self._base, layer, self._store, on_bytes=lambda _: self._check())
+            path = fetch_layer(self._base, layer, self._store, registry=self._registry)
             try:
                 with path.open("rb") as file, unpacked(file) as plain, tarfile.open(fileobj=plain) as archive:
                     for member in archive:

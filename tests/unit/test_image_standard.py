@@ -19,6 +19,7 @@ from mlopsnb.errors import BuildError
 from mlopsnb.images import standard
 from mlopsnb.images.base import inspect
 from mlopsnb.images.cache import Store
+from mlopsnb.images.errors import Cancelled
 from mlopsnb.images.standard import Standard
 
 MINOR = "{}.{}".format(*sys.version_info)
@@ -144,18 +145,28 @@ def test_a_layer_that_cannot_be_read_is_none_to_compile(made, monkeypatch):
     assert made(["a.py"], {f"{LIB}/a.py": SOURCE}) == {}
 
 
-def test_leaving_by_an_exception_calls_the_search_off(fake, tmp_path, monkeypatch):
+def test_leaving_by_an_exception_calls_the_search_off(fake, tmp_path):
+    put_base(fake, {f"{LIB}/a.py": SOURCE}, env=OURS)
+    store = Store(tmp_path / "store")
+    with store.using():
+        base = inspect(f"{fake.host}/library/base:1", platform="linux/amd64", python=MINOR, store=store)
+        fake.release.clear()  # from here on the registry keeps everybody waiting
+        with pytest.raises(KeyboardInterrupt), Standard(base, store) as found:
+            raise KeyboardInterrupt
+        assert found._search.cancelled() or isinstance(found._search.exception(), Cancelled)
+        fake.release.set()
+        with Standard(base, store) as found:
+            assert len(found.compiled(["a.py"])) == 1
+
+
+def test_a_search_that_is_over_ends_between_two_files(fake, tmp_path):
     put_base(fake, {f"{LIB}/a.py": SOURCE}, env=OURS)
     store = Store(tmp_path / "store")
     with store.using():
         base = inspect(f"{fake.host}/library/base:1", platform="linux/amd64", python=MINOR, store=store)
         found = Standard(base, store)
-        monkeypatch.setattr(
-            standard, "fetch_layer", lambda *a, **k: found._cancelled.wait(60) and k["on_bytes"](1)
-        )
-        with pytest.raises(KeyboardInterrupt), found:
-            raise KeyboardInterrupt
-        with pytest.raises(BuildError, match="called off"):
+        found._cancelled.set()
+        with found, pytest.raises(BuildError, match="called off"):
             found._search.result()
 
 
