@@ -63,6 +63,8 @@ def changes(images: list[Any], load: Load, rate: float, requests: int) -> None:
         with load.phase("rollback"):
             dep.rollback()
         time.sleep(_REST_SECONDS)
+        with load.phase("scale to 2"):
+            dep.scale(2)  # a rollback brings back the size that the revision had
         with load.phase("docker stop"):
             wanted = {"label": [f"mlopsnb.name={NAME}", "mlopsnb.role=replica"], "status": "running"}
             client.containers.list(filters=wanted)[0].stop()
