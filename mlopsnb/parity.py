@@ -77,7 +77,8 @@ class Original:
         found = self._predict(case.inputs)
         self._left -= sum(a.nbytes for a in found.values())
         if self._left >= 0:
-            self._answers[case.name] = found
+            # Copies: a model may write each answer into the memory of the one before.
+            self._answers[case.name] = {name: a.copy() for name, a in found.items()}
         return found
 
 

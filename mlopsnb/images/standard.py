@@ -9,9 +9,8 @@ from __future__ import annotations
 import sys
 import sysconfig
 import tarfile
-import threading
 from collections.abc import Collection, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import MAGIC_NUMBER, source_hash
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from mlopsnb.errors import BuildError
 from mlopsnb.images.base import fetch_layer, unpacked
+from mlopsnb.images.crew import Crew
 from mlopsnb.images.digests import digest_of
 from mlopsnb.images.environment.probe import Elsewhere, Known, Recorder
 from mlopsnb.images.planning import data_file
@@ -84,24 +84,22 @@ class Standard:
         self._base, self._store = base, store
         self._place = home(base)
         self._key = f"{_FORMAT} {base.digest} {base.platform} {self._place} {sys.implementation.cache_tag}"
-        self._thread = ThreadPoolExecutor(1, "mlopsnb-base")
-        self._cancelled = threading.Event()
         self._registry = connect(parse(base.reference).registry)
+        self._crew = Crew(self._registry.cancel)
         self._search: Future[Library] | None = None
 
     def __enter__(self) -> Self:
         if self._known() is None and self._is_worth_it():
-            self._search = self._thread.submit(self._searched)
+            self._search = self._crew.start(self._crew.senders, self._searched)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if exc is not None:
-            self._cancelled.set()
-            self._registry.cancel()
-        self._thread.shutdown(wait=True, cancel_futures=exc is not None)
-        self._registry.close()
+        try:
+            self._crew.__exit__(kind, exc, trace)
+        finally:
+            self._registry.close()
 
     def compiled(self, modules: Collection[str]) -> tuple[File, ...]:
         """Return *modules* (`asyncio/base_events.py`) compiled, by their path in the image: those that the base lacks."""
@@ -160,7 +158,7 @@ class Standard:
         return found
 
     def _check(self) -> None:
-        if self._cancelled.is_set():
+        if self._crew.cancelled():
             raise BuildError("the search of the base image was called off")
 
 

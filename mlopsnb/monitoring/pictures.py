@@ -141,7 +141,7 @@ def strip(windows: Sequence[Window], threshold: float) -> str:
         if window.effect is None:
             empty.append(cell)
         else:
-            heat = min(round(window.effect / hottest), 10) / 10
+            heat = round(min(window.effect / hottest, 10.0)) / 10  # an effect may be infinite
             shades.setdefault(heat, []).append(cell)
         if window.state == "drift":
             marks.append(mark)

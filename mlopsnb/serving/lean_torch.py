@@ -69,6 +69,8 @@ class _Putting:
 
     def __exit__(self, *exc: object) -> None:
         self._importing = False
+        if any(exc):  # PyTorch cannot be imported, and who tries again shall have all of it
+            sys.meta_path.remove(self)
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None

@@ -165,7 +165,7 @@ def test_a_search_that_is_over_ends_between_two_files(fake, tmp_path):
     with store.using():
         base = inspect(f"{fake.host}/library/base:1", platform="linux/amd64", python=MINOR, store=store)
         found = Standard(base, store)
-        found._cancelled.set()
+        found._crew._cancelled.set()
         with found, pytest.raises(BuildError, match="called off"):
             found._search.result()
 
